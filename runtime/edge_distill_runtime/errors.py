@@ -1,0 +1,66 @@
+"""The typed errors of edge-distill; every one names the value, the limit and the remedy."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "EdgeDistillError",
+    "InputError",
+    "MissingExtra",
+    "ParityError",
+    "ResourceError",
+]
+
+
+class EdgeDistillError(Exception):
+    """Base class. `code` is a kebab-case slug, `what` says what happened, `hint` what to do about it."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, code: str, what: str, hint: str = "") -> None:
+        super().__init__(code, what, hint)
+        self.code = code
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.hint})" if self.hint else self.what
+
+
+class InputError(EdgeDistillError):
+    """Bad input from the user: a missing file, an unknown target, a prompt longer than the context."""
+
+    exit_code = 2
+
+
+class BundleError(EdgeDistillError):
+    """A bundle or model file is damaged, hostile, or does not match its manifest."""
+
+    exit_code = 3
+
+
+class ParityError(EdgeDistillError):
+    """The artifact is too far from the checkpoint it was made from."""
+
+    exit_code = 4
+
+
+class ResourceError(EdgeDistillError):
+    """Memory or disk space does not suffice, or a directory cannot be written."""
+
+    exit_code = 5
+
+
+class MissingExtra(EdgeDistillError):
+    """An optional dependency is not installed; the hint is the exact pip command."""
+
+    exit_code = 6
+
+
+class BackendError(EdgeDistillError):
+    """libllama or ONNX Runtime failed, or the model computed NaN."""
+
+    exit_code = 7
