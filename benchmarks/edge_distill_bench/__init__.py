@@ -1,0 +1,1 @@
+"""Latency, memory and retention of the artifacts that edge-distill exports."""
