@@ -1,1 +1,1 @@
-"""The toolchain: the command line, the demonstration and what ties export, runtime and benchmarks together."""
+"""The toolchain: the command line, and what ties export, runtime and benchmarks together."""
