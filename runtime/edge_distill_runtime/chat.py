@@ -1,7 +1,7 @@
 """Chat prompts from stored segments, and the split of generated text into reasoning and answer.
 
-Segments are rendered once, at export, from the checkpoint's Jinja template: a template from elsewhere can loop
-for ever or ask for gigabytes, a device only joins strings.
+Segments are rendered once, at export, from the checkpoint's Jinja template: a template from elsewhere
+can loop for ever or ask for gigabytes, a device only joins strings.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ChatSegments:
     strips_content: bool
     """Whether the template trims white space around contents."""
     system_joins_user: bool = False
-    """The system message stands inside the first user turn (Gemma): user[0] system[0] text system[1] content."""
+    """Gemma: the system message stands in the first user turn, user[0] system[0] text system[1] content."""
 
 
 @dataclass(frozen=True)

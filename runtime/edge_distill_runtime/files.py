@@ -106,7 +106,7 @@ def sha256_of(path: Path) -> tuple[int, str]:
 
 
 def list_files(directory: Path) -> Iterator[str]:
-    """POSIX paths of everything below `directory` that is not a folder, relative to it; links are not followed."""
+    """Relative POSIX paths of all that is no folder below `directory`; links are not followed."""
     seen = 0
     stack = [(directory, "")]
     while stack:

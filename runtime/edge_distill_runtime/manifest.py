@@ -128,9 +128,8 @@ def parse_manifest(data: bytes, where: str = MANIFEST_NAME) -> Manifest:
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
         if isinstance(value, dict) and value.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(
-                f"schema_version is {str(value.get('schema_version'))[:20]}, this runtime reads {SCHEMA_VERSION}"
-            )
+            found = str(value.get("schema_version"))[:20]
+            raise ValueError(f"schema_version is {found}, this runtime reads {SCHEMA_VERSION}")
         manifest = _decode(Manifest, value, "manifest")
         _check(manifest)
     except (ValueError, RecursionError) as exc:  # includes JSON and UTF-8 errors
@@ -237,7 +236,7 @@ T = TypeVar("T")
 
 
 def _decode(expected: type[T], value: Any, where: str) -> T:
-    """A JSON value as an instance of a type hint, or ValueError; no coercion but int to float, list to tuple."""
+    """A JSON value as a type hint asks, or ValueError; only int to float and list to tuple are converted."""
     origin, arguments = get_origin(expected), get_args(expected)
     result: Any = value
     if expected is Any:
