@@ -1,7 +1,7 @@
 """A bounded reader for the header of a GGUF v3 file, standard library only.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count and length is checked against
-a limit and the bytes that are left before anything is allocated: a hostile file costs neither time nor memory.
+a limit and the bytes that are left before anything is allocated: a hostile file costs no time or memory.
 """
 
 from __future__ import annotations

@@ -1,0 +1,108 @@
+"""The step interface between engines and everything above them: token ids in, logits out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as SequenceOf
+from typing import Any, Protocol
+
+import numpy as np
+
+from edge_distill_runtime.errors import BackendError, InputError
+
+__all__ = ["Backend", "Sequence", "check_finite", "check_room", "check_tokens"]
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Integers = np.ndarray[Any, np.dtype[np.int32]]
+
+
+class Sequence:
+    """A handle on one sequence in an engine's key-value cache; only the engine that made it may change it."""
+
+    __slots__ = ("_logits", "length", "slot")
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+        """The engine's number for it; -1 when it has been released."""
+        self.length = 0
+        """Tokens in the cache."""
+        self._logits: Floats | None = None
+
+    @property
+    def logits(self) -> Floats:
+        """float32 [vocab] for the token after the last one; valid until the engine's next call."""
+        if self._logits is None:
+            raise BackendError(
+                "no-logits", "the logits of this sequence are gone", "step it or prefill it again"
+            )
+        return self._logits
+
+
+class Backend(Protocol):
+    """One loaded model. Calls are serialized by a lock; after `close` every call raises `BackendError`."""
+
+    vocab_size: int
+    context_length: int
+    """Most tokens in one sequence."""
+
+    def prefill(self, tokens: SequenceOf[int]) -> Sequence:
+        """A new sequence over `tokens`, at least one; its `logits` are kept until its next step."""
+
+    def extend(self, sequence: Sequence, tokens: SequenceOf[int]) -> None:
+        """Append several tokens to a sequence."""
+
+    def fork(self, sequence: Sequence, n: int) -> list[Sequence]:
+        """`n` new sequences with the same past, which is not computed again."""
+
+    def step(self, sequences: SequenceOf[Sequence], tokens: SequenceOf[int]) -> Floats:
+        """One token for each sequence, in one batch: logits [n, vocab], valid until the next call."""
+
+    def rewind(self, sequence: Sequence, length: int) -> None:
+        """Forget what comes after the first `length` tokens; the logits are gone then."""
+
+    def release(self, sequence: Sequence) -> None:
+        """Give the cache back; releasing twice is allowed."""
+
+    def teacher_force(self, tokens: SequenceOf[int], start: int = 0) -> Iterator[Floats]:
+        """Logits [m, vocab] at the positions start, start + 1, ..., each predicting the token after it.
+
+        Comes in chunks; each is valid until the next one is asked for.
+        """
+
+    def close(self) -> None:
+        """Free the model; closing twice is allowed."""
+
+
+def check_tokens(tokens: SequenceOf[int] | Iterable[int], vocab_size: int) -> Integers:
+    """`tokens` as int32 [n], or `InputError` when there are none or one lies outside the vocabulary."""
+    array = np.asarray(tokens, dtype=np.int64)
+    if array.ndim != 1 or not array.size:
+        raise InputError("no-tokens", "there are no tokens to compute", "the prompt must not be empty")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= vocab_size:
+        bad = low if low < 0 else high
+        raise InputError(
+            "bad-token", f"token {bad} lies outside the vocabulary of {vocab_size}", "check the tokenizer"
+        )
+    return array.astype(np.int32)
+
+
+def check_room(length: int, more: int, context_length: int) -> None:
+    """`InputError` when `more` tokens after `length` do not fit the context."""
+    if length + more > context_length:
+        raise InputError(
+            "context-full",
+            f"{length + more} tokens do not fit the context of {context_length}",
+            "shorten the prompt or load with a larger context",
+        )
+
+
+def check_finite(logits: Floats) -> None:
+    """`BackendError` when the logits hold NaN or infinity; one pass, as max() hands NaN on."""
+    if not math.isfinite(logits.max()):
+        raise BackendError(
+            "bad-logits",
+            "the model computed NaN or infinity",
+            "its weights are damaged: verify or export it again",
+        )

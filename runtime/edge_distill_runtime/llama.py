@@ -1,0 +1,335 @@
+"""libllama behind the step interface, through llama-cpp-python's low-level bindings.
+
+The only module that imports `llama_cpp`. Its high-level `Llama` class is not used: it takes half of the CPUs,
+has no forks and drops characters.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import deque
+from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_distill_runtime.backend import Floats, Integers, Sequence, check_finite, check_room, check_tokens
+from edge_distill_runtime.errors import BackendError, BundleError, InputError, MissingExtra, ResourceError
+
+__all__ = ["LlamaBackend", "library"]
+
+_BATCH = 512
+_OUTPUTS = 32  # logits that one call may return; libllama reserves room for all of them
+_MAX_SEQUENCES = 64
+_LOG: deque[str] = deque(maxlen=8)  # libllama's last errors, for messages
+_library: Any = None
+_library_lock = threading.Lock()
+_log_callback: Any = None
+
+
+def library() -> Any:
+    """The module `llama_cpp.llama_cpp`, its log silenced; `MissingExtra` when it is not installed."""
+    global _library, _log_callback
+    with _library_lock:
+        if _library is None:
+            try:
+                from llama_cpp import llama_cpp
+            except ImportError as exc:
+                raise MissingExtra(
+                    "missing-gguf",
+                    f"llama-cpp-python cannot be imported: {exc}",
+                    'pip install "edge-distill-runtime[gguf]"',
+                ) from exc
+            _log_callback = llama_cpp.llama_log_callback(_log)
+            llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
+            llama_cpp.llama_backend_init()
+            _library = llama_cpp
+    return _library
+
+
+def _log(level: int, text: bytes, _: Any) -> None:
+    if level == 3:  # GGML_LOG_LEVEL_ERROR
+        _LOG.append(text.decode("utf-8", "replace").strip())
+
+
+def _last_error() -> str:
+    return _LOG[-1][:200] if _LOG else "it gave no reason"
+
+
+class LlamaBackend:
+    """A GGUF file in libllama. The file must have passed `validate_gguf`: libllama dies on hostile headers.
+
+    All sequences share one cache of `context` tokens; forks share the tokens that they have in common.
+    """
+
+    def __init__(self, path: Path | str, *, context: int, threads: int) -> None:
+        self._llama = llama = library()
+        self._lock = threading.Lock()
+        self._context: Any = None
+        self._model: Any = None
+        _LOG.clear()
+        parameters = llama.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        self._model = llama.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self._model:
+            raise BundleError(
+                "load-failed", f"libllama cannot load {path}: {_last_error()}", "export it again"
+            )
+        try:
+            self._open_context(context, threads)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_context(self, context: int, threads: int) -> None:
+        llama = self._llama
+        parameters = llama.llama_context_default_params()
+        parameters.n_ctx = context
+        parameters.n_batch = parameters.n_ubatch = min(_BATCH, max(context, _OUTPUTS))
+        parameters.n_seq_max = parameters.n_outputs_max = _OUTPUTS
+        parameters.n_outputs_max_per_seq = _OUTPUTS
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.kv_unified = True  # forks share the cells of their common past
+        parameters.swa_full = True  # else rewinding past the sliding window is impossible
+        parameters.no_perf = True
+        self._context = llama.llama_init_from_model(self._model, parameters)
+        if not self._context:
+            raise ResourceError(
+                "no-context",
+                f"libllama cannot make a context of {context} tokens: {_last_error()}",
+                "load with a smaller context",
+            )
+        self._memory = llama.llama_get_memory(self._context)
+        self.vocab_size: int = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
+        # libllama rounds n_ctx up to a multiple of 256, or down: what was asked for is the limit
+        self.context_length: int = min(context, llama.llama_n_ctx(self._context))
+        self._free = list(range(_MAX_SEQUENCES - 1, -1, -1))
+        self._stepped: list[Sequence] = []  # whose logits point into libllama's buffer
+        self._rows_at: int = 0
+        self._make_batch(int(parameters.n_batch))
+
+    def _make_batch(self, size: int) -> None:
+        """One llama_batch for all calls, with numpy views of its arrays for filling it quickly."""
+        self._batch_size = size
+        self._tokens = (ctypes.c_int32 * size)()
+        self._positions = (ctypes.c_int32 * size)()
+        self._slots = (ctypes.c_int32 * size)()
+        self._wanted = (ctypes.c_int8 * size)()
+        pointers = (ctypes.POINTER(ctypes.c_int32) * size)()
+        start = ctypes.addressof(self._slots)
+        for index in range(size):
+            pointers[index] = ctypes.cast(start + 4 * index, ctypes.POINTER(ctypes.c_int32))
+        self._batch = self._llama.llama_batch(
+            n_tokens=0,
+            token=self._tokens,
+            embd=None,
+            pos=self._positions,
+            n_seq_id=(ctypes.c_int32 * size)(*([1] * size)),
+            seq_id=pointers,
+            logits=self._wanted,
+        )
+        self._views = tuple(
+            np.ctypeslib.as_array(array)
+            for array in (self._tokens, self._positions, self._slots, self._wanted)
+        )
+
+    def prefill(self, tokens: SequenceOf[int]) -> Sequence:
+        array = check_tokens(tokens, self.vocab_size)
+        check_room(0, len(array), self.context_length)
+        with self._lock:
+            sequence = self._new_sequence()
+            try:
+                self._extend(sequence, array)
+            except BaseException:
+                self._release(sequence)
+                raise
+        return sequence
+
+    def extend(self, sequence: Sequence, tokens: SequenceOf[int]) -> None:
+        array = check_tokens(tokens, self.vocab_size)
+        check_room(sequence.length, len(array), self.context_length)
+        with self._lock:
+            self._check_live(sequence)
+            length = sequence.length
+            try:
+                self._extend(sequence, array)
+            except BaseException:
+                self._rewind(sequence, length)
+                raise
+
+    def _extend(self, sequence: Sequence, tokens: Integers) -> None:
+        for start in range(0, len(tokens), self._batch_size):
+            chunk = tokens[start : start + self._batch_size]
+            last = start + len(chunk) == len(tokens)
+            self._fill(sequence, chunk, len(chunk) - 1 if last else len(chunk))
+            self._decode(len(chunk))
+            sequence.length += len(chunk)
+        logits = self._rows(1)[0]
+        check_finite(logits)
+        sequence._logits = logits.copy()
+
+    def _fill(self, sequence: Sequence, tokens: Integers, first_wanted: int) -> None:
+        """Put one stretch of a sequence into the batch; logits are wanted from index `first_wanted` on."""
+        count = len(tokens)
+        token, position, slot, wanted = self._views
+        token[:count] = tokens
+        position[:count] = np.arange(sequence.length, sequence.length + count)
+        slot[:count] = sequence.slot
+        wanted[:count] = 0
+        wanted[first_wanted:count] = 1
+
+    def step(self, sequences: SequenceOf[Sequence], tokens: SequenceOf[int]) -> Floats:
+        count = len(sequences)
+        if not 0 < count <= _OUTPUTS or len(tokens) != count:
+            raise InputError(
+                "bad-batch", f"{count} sequences and {len(tokens)} tokens", f"give 1 to {_OUTPUTS} of both"
+            )
+        with self._lock:
+            for index, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+                if not 0 <= token < self.vocab_size:
+                    check_tokens([token], self.vocab_size)
+                if sequence.length >= self.context_length:
+                    check_room(sequence.length, 1, self.context_length)
+                self._check_live(sequence)
+                self._tokens[index] = token
+                self._positions[index] = sequence.length
+                self._slots[index] = sequence.slot
+                self._wanted[index] = 1
+            if count > 1 and len({sequence.slot for sequence in sequences}) != count:
+                raise InputError("bad-batch", "a sequence stands twice in one step", "fork it first")
+            self._decode(count)
+            rows = self._rows(count)
+            for index, sequence in enumerate(sequences):
+                sequence.length += 1
+                sequence._logits = rows[index]
+            self._stepped = list(sequences)
+        check_finite(rows)
+        return rows
+
+    def _decode(self, count: int) -> None:
+        """Run the batch's first `count` tokens."""
+        if self._context is None:
+            raise BackendError("closed", "the model has been closed", "load it again")
+        for sequence in self._stepped:
+            sequence._logits = None
+        self._stepped = []
+        self._batch.n_tokens = count
+        status = self._llama.llama_decode(self._context, self._batch)
+        if status == 1:
+            cells = self._llama.llama_n_ctx(self._context)
+            raise ResourceError(
+                "cache-full",
+                f"the cache of {cells} tokens is full, {_MAX_SEQUENCES - len(self._free)} sequences share it",
+                "release sequences or load with a larger context",
+            )
+        if status:
+            raise BackendError("decode-failed", f"llama_decode returned {status}: {_last_error()}")
+
+    def _rows(self, count: int) -> Floats:
+        """View of the first `count` rows of logits in libllama's buffer."""
+        pointer = self._llama.llama_get_logits(self._context)
+        address = ctypes.cast(pointer, ctypes.c_void_p).value
+        if address is None:
+            raise BackendError("decode-failed", f"libllama returned no logits: {_last_error()}")
+        if address != self._rows_at:
+            memory = (ctypes.c_float * (_OUTPUTS * self.vocab_size)).from_address(address)
+            self._all_rows: Floats = np.ctypeslib.as_array(memory).reshape(_OUTPUTS, self.vocab_size)
+            self._rows_at = address
+        return self._all_rows[:count]
+
+    def fork(self, sequence: Sequence, n: int) -> list[Sequence]:
+        with self._lock:
+            self._check_live(sequence)
+            if n > len(self._free):
+                raise ResourceError(
+                    "too-many-sequences",
+                    f"{n} forks asked for, {len(self._free)} of {_MAX_SEQUENCES} sequences are free",
+                    "release some",
+                )
+            children = []
+            for _ in range(n):
+                child = self._new_sequence()
+                self._llama.llama_memory_seq_cp(self._memory, sequence.slot, child.slot, -1, -1)
+                child.length = sequence.length
+                child._logits = None if sequence._logits is None else sequence._logits.copy()
+                children.append(child)
+        return children
+
+    def rewind(self, sequence: Sequence, length: int) -> None:
+        if not 0 <= length <= sequence.length:
+            raise InputError("bad-length", f"cannot rewind {sequence.length} tokens to {length}", "")
+        with self._lock:
+            self._check_live(sequence)
+            self._rewind(sequence, length)
+
+    def _rewind(self, sequence: Sequence, length: int) -> None:
+        if not self._llama.llama_memory_seq_rm(self._memory, sequence.slot, length, -1):
+            raise BackendError("rewind-failed", f"libllama cannot rewind to {length} tokens")
+        sequence.length = length
+        sequence._logits = None
+
+    def release(self, sequence: Sequence) -> None:
+        with self._lock:
+            self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        if sequence.slot < 0:
+            return
+        if self._context is not None:
+            self._llama.llama_memory_seq_rm(self._memory, sequence.slot, -1, -1)
+        self._free.append(sequence.slot)
+        sequence.slot, sequence.length, sequence._logits = -1, 0, None
+
+    def _new_sequence(self) -> Sequence:
+        if self._context is None:
+            raise BackendError("closed", "the model has been closed", "load it again")
+        if not self._free:
+            raise ResourceError(
+                "too-many-sequences", f"all {_MAX_SEQUENCES} sequences are in use", "release some"
+            )
+        return Sequence(self._free.pop())
+
+    def _check_live(self, sequence: Sequence) -> None:
+        if self._context is None:
+            raise BackendError("closed", "the model has been closed", "load it again")
+        if sequence.slot < 0:
+            raise BackendError("released", "the sequence has been released", "prefill a new one")
+
+    def teacher_force(self, tokens: SequenceOf[int], start: int = 0) -> Iterator[Floats]:
+        array = check_tokens(tokens, self.vocab_size)
+        check_room(0, len(array), self.context_length)
+        with self._lock:
+            sequence = self._new_sequence()
+        try:
+            at = 0
+            while at < len(array):
+                # without logits up to `start`, in full batches; then as many as the buffer of logits holds
+                stop = min(at + self._batch_size, start) if at < start else at + _OUTPUTS
+                chunk = array[at:stop]
+                with self._lock:
+                    self._check_live(sequence)
+                    self._fill(sequence, chunk, len(chunk) if at < start else 0)
+                    self._decode(len(chunk))
+                    sequence.length += len(chunk)
+                    rows = self._rows(len(chunk))
+                if at >= start:
+                    check_finite(rows)
+                    yield rows
+                at += len(chunk)
+        finally:
+            self.release(sequence)
+
+    def close(self) -> None:
+        with self._lock:
+            for sequence in self._stepped:  # their logits point into memory that is freed now
+                sequence._logits = None
+            self._stepped, self._rows_at = [], 0
+            context, self._context = self._context, None
+            model, self._model = self._model, None
+            if context:
+                self._llama.llama_free(context)
+            if model:
+                self._llama.llama_model_free(model)
