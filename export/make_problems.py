@@ -23,7 +23,7 @@ def template_of(item: dict) -> tuple[str, ...]:
 def trace_of(item: dict) -> dict:
     problem = item["question"].removesuffix(SUFFIX)
     reasoning = item["metadata"]["answer_cot"].rsplit("####", 1)[0].strip()
-    content = f"The answer is \\boxed{{{item['answer']}}}."
+    content = f"The answer is {item['answer']}."
     return {
         "id": f"gsm_symbolic-{item['metadata']['source_index']}",
         "task": "gsm_symbolic",
