@@ -150,7 +150,7 @@ class Model:
         self.backend.close()
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
-        """Token ids of a prompt: messages, or a user's text, in the model's chat form; as it is with `raw`."""
+        """Token ids of messages, or of a user's text, in the chat form; with `raw`, of the text as it is."""
         return self._encode(prompt, raw)[0]
 
     def _encode(self, prompt: Prompt, raw: bool) -> tuple[list[int], bool]:
