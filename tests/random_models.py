@@ -140,6 +140,7 @@ def random_checkpoint(variant: Variant, seed: int = 0) -> tuple[PreTrainedModel,
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(variant.family, **settings), dtype=torch.float32
     )
+    model.config.architectures = [type(model).__name__]
     _randomize(model, seed)
     return model.eval(), tokenizer
 
