@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edge_distill_runtime import Event
-
 __all__ = ["Answer", "run"]
 
 # All control characters but tab and newline: a model must not be able to send codes to the terminal.
@@ -60,22 +58,25 @@ def run(
     """Ask a bundle a question; the answer appears as it comes, reasoning dimmed, the speed at the end."""
     from edge_distill_runtime import load
 
-    parts: dict[str, list[str]] = {"reasoning": [], "answer": []}
-    texts = []
+    parts: dict[str, str] = {"reasoning": "", "answer": ""}
+    text, kind = "", ""
     tokens, seconds, finish_reason = 0, 0.0, ""
     with load(bundle, context=context, threads=threads) as model:
         for event in model.stream(question, max_tokens=max_tokens, temperature=temperature, seed=seed):
-            if console is not None:
-                first = bool(texts) and not any(parts[event.kind])
-                _show(event, console, "\n\n" if first and event.text else "")
-            parts[event.kind].append(event.text)
-            texts.append(event.text)
+            if console is not None and event.text:
+                turned = kind not in ("", event.kind) and not (
+                    text.endswith("\n") or event.text.startswith("\n")
+                )
+                _show(event.kind, "\n" + event.text if turned else event.text, console)
+                kind = event.kind
+            parts[event.kind] += event.text
+            text += event.text
             tokens, seconds = event.tokens, event.seconds
             finish_reason = event.finish_reason or finish_reason
     return Answer(
-        text="".join(texts),
-        reasoning="".join(parts["reasoning"]),
-        answer="".join(parts["answer"]),
+        text=text,
+        reasoning=parts["reasoning"],
+        answer=parts["answer"],
         tokens=tokens,
         seconds=seconds,
         tokens_per_second=tokens / seconds if seconds else 0.0,
@@ -83,12 +84,11 @@ def run(
     )
 
 
-def _show(event: Event, console: Console, separator: str) -> None:
-    text = separator + event.text
+def _show(kind: str, text: str, console: Console) -> None:
     if not console.is_terminal:
         console.file.write(text)
-    elif event.kind == "reasoning":
-        console.out(_CONTROL.sub("", text), style="dim", end="")
+    elif kind == "reasoning":
+        console.out(_CONTROL.sub("", text), style="dim", highlight=False, end="")
     else:
         console.file.write(_CONTROL.sub("", text))
     console.file.flush()
