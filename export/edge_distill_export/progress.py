@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -51,7 +51,7 @@ def _bar(name: str, total: int | None) -> Iterator[Advance]:
 
 @contextmanager
 def _lines(name: str, total: int | None) -> Iterator[Advance]:
-    started = last = time.monotonic()
+    started = last = monotonic()
     done = 0
 
     def say(text: str) -> None:
@@ -60,7 +60,7 @@ def _lines(name: str, total: int | None) -> Iterator[Advance]:
     def advance(count: int = 1) -> None:
         nonlocal done, last
         done += count
-        now = time.monotonic()
+        now = monotonic()
         if total and now - last >= SECONDS_BETWEEN_LINES and done < total:
             last = now
             left = (now - started) / done * (total - done)
@@ -70,6 +70,6 @@ def _lines(name: str, total: int | None) -> Iterator[Advance]:
     try:
         yield advance
     except BaseException:
-        say(f"stopped after {time.monotonic() - started:.1f} s")
+        say(f"stopped after {monotonic() - started:.1f} s")
         raise
-    say(f"{time.monotonic() - started:.1f} s")
+    say(f"{monotonic() - started:.1f} s")

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from edge_distill_export import progress
 from edge_distill_export.progress import stage
 
 
@@ -25,7 +26,7 @@ def test_estimate_from_the_units_done(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 9.0, 30.0, 31.0, 60.0, 61.5])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
     with stage("Quantizing layers", total=40) as advance:
         advance(5)  # 9 s: too early for a line
         advance(5)  # 30 s: 3 s for each, 30 are left
