@@ -156,11 +156,11 @@ def check_adapter(directory: Path) -> dict[str, Any]:
 
 def check_gguf(path: Path) -> None:
     """Validate a GGUF file before a library reads it (gguf 0.19.0's reader hangs on hostile headers)."""
-    from edge_distill_runtime.gguf_header import read_header
+    from edge_distill_runtime.gguf_check import validate_gguf
 
     with open_regular(path, allow_links=True) as file:
         check_content(path, file.read(len(_LFS)))
     try:
-        read_header(path)
+        validate_gguf(path, allow_links=True)
     except BundleError as exc:
         raise InputError(exc.code, exc.what, exc.hint) from exc

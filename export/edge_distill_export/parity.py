@@ -1,0 +1,115 @@
+"""The post-condition: how far an artifact is from its checkpoint on held-out reasoning text.
+
+Both are teacher-forced on the same tokens; their next-token distributions P (checkpoint) and Q (artifact) are
+compared by KL(P || Q) in nats, by whether their likeliest tokens agree, and by where they first disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_distill_export.calibration import Text
+from edge_distill_runtime.errors import BackendError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from edge_distill_runtime.backend import Backend
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Statistics over the tokens of one kind."""
+
+    tokens: int
+    kl_mean: float
+    kl_p99: float
+    top1: float
+    """Share of positions where both find the same token likeliest."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """An artifact against its checkpoint; `reasoning` or `answer` is None where the texts have no such tokens."""
+
+    overall: Divergence
+    reasoning: Divergence | None
+    answer: Divergence | None
+    first_divergence: float
+    """Median over the texts of the tokens before the first disagreement about the likeliest token."""
+    texts: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """Per predicted token of one text: KL, agreement, and whether the token belongs to the answer."""
+
+    kl: np.ndarray
+    agrees: np.ndarray
+    is_answer: np.ndarray
+
+
+def measure(model: PreTrainedModel, backend: Backend, texts: Iterable[Text], advance: Any = lambda: None) -> Parity:
+    """Compare a backend with the float32 checkpoint on the completions of `texts` (the prompts only condition)."""
+    parts = []
+    for text in texts:
+        parts.append(_compare(reference_logits(model, text), backend, text))
+        advance()
+    return summarize(parts)
+
+
+def reference_logits(model: PreTrainedModel, text: Text) -> torch.Tensor:
+    """float32 [completion tokens, vocab]: row i predicts `tokens[prompt + i]`."""
+    import torch
+
+    rows = len(text.tokens) - text.prompt
+    with torch.inference_mode():
+        # The last position predicts nothing that is known.
+        output = model(torch.tensor([text.tokens]), use_cache=False, logits_to_keep=rows + 1)
+    return output.logits[0, :-1].float()
+
+
+def _compare(reference: torch.Tensor, backend: Backend, text: Text) -> _Positions:
+    import torch
+
+    kls, agrees = [], []
+    row = 0
+    for chunk in backend.teacher_force(text.tokens[:-1], text.prompt - 1):
+        expected = reference[row : row + len(chunk)]
+        found = torch.from_numpy(np.ascontiguousarray(chunk))
+        row += len(chunk)
+        log_p, log_q = expected.log_softmax(-1), found.log_softmax(-1)
+        kls.append((log_p.exp() * (log_p - log_q)).sum(-1).clamp_(min=0).numpy())
+        agrees.append((expected.argmax(-1) == found.argmax(-1)).numpy())
+    kl = np.concatenate(kls)
+    if row != len(reference) or not np.isfinite(kl).all():
+        raise BackendError("bad-logits", "the artifact computes NaN or infinity", "its weights are damaged")
+    is_answer = np.arange(len(kl)) >= text.answer - text.prompt
+    return _Positions(kl, np.concatenate(agrees), is_answer)
+
+
+def summarize(parts: list[_Positions]) -> Parity:
+    """The statistics over all texts."""
+    kl = np.concatenate([part.kl for part in parts])
+    agrees = np.concatenate([part.agrees for part in parts])
+    is_answer = np.concatenate([part.is_answer for part in parts])
+    first = [int(np.argmin(part.agrees)) if not part.agrees.all() else len(part.agrees) for part in parts]
+    return Parity(
+        overall=_divergence(kl, agrees),
+        reasoning=_divergence(kl[~is_answer], agrees[~is_answer]) if not is_answer.all() else None,
+        answer=_divergence(kl[is_answer], agrees[is_answer]) if is_answer.any() else None,
+        first_divergence=float(np.median(first)),
+        texts=len(parts),
+    )
+
+
+def _divergence(kl: np.ndarray, agrees: np.ndarray) -> Divergence:
+    return Divergence(len(kl), float(kl.mean()), float(np.quantile(kl, 0.99)), float(agrees.mean()))
