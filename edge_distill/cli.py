@@ -167,12 +167,13 @@ def _parse(name: str, function: Callable[..., Result], options: list[str]) -> di
 
 
 def _call(function: Callable[..., Result], values: dict[str, Any]) -> None:
+    import inspect
     from contextlib import redirect_stdout
 
     output = sys.stdout
     as_json = values.pop("json")
     console = None if as_json else _console()
-    if "console" in function.__code__.co_varnames:
+    if "console" in inspect.signature(function).parameters:
         values["console"] = console
     with redirect_stdout(sys.stderr):  # what libraries print is not part of the result
         result = function(**values)
