@@ -11,7 +11,15 @@ import numpy as np
 
 from edge_distill_runtime.errors import BackendError, InputError
 
-__all__ = ["Backend", "Sequence", "check_finite", "check_room", "check_tokens"]
+__all__ = [
+    "Backend",
+    "Sequence",
+    "check_finite",
+    "check_room",
+    "check_step",
+    "check_tokens",
+    "most_sequences",
+]
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Integers = np.ndarray[Any, np.dtype[np.int32]]
@@ -45,6 +53,8 @@ class Backend(Protocol):
     vocab_size: int
     context_length: int
     """Most tokens in one sequence."""
+    max_sequences: int
+    """Most sequences at one time, and in one step."""
 
     def prefill(self, tokens: SequenceOf[int]) -> Sequence:
         """A new sequence over `tokens`, at least one; its `logits` are kept until its next step."""
@@ -72,6 +82,29 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the model; closing twice is allowed."""
+
+
+def most_sequences(vocab_size: int) -> int:
+    """How many sequences an engine serves: their rows of logits should not take more than 8 MiB."""
+    return max(16, min(64, (8 << 20) // (4 * vocab_size)))
+
+
+def check_step(sequences: SequenceOf[Sequence], tokens: SequenceOf[int], backend: Backend) -> None:
+    """`InputError` unless every sequence gets one token of the vocabulary and has room for it."""
+    count = len(sequences)
+    if not 0 < count <= backend.max_sequences or len(tokens) != count:
+        raise InputError(
+            "bad-batch",
+            f"{count} sequences and {len(tokens)} tokens were given",
+            f"give 1 to {backend.max_sequences} of both",
+        )
+    for sequence, token in zip(sequences, tokens, strict=True):
+        if not 0 <= token < backend.vocab_size:
+            check_tokens([token], backend.vocab_size)
+        if sequence.length >= backend.context_length:
+            check_room(sequence.length, 1, backend.context_length)
+    if count > 1 and len({sequence.slot for sequence in sequences}) != count:
+        raise InputError("bad-batch", "a sequence stands twice in one step", "fork it first")
 
 
 def check_tokens(tokens: SequenceOf[int] | Iterable[int], vocab_size: int) -> Integers:

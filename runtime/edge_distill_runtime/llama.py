@@ -16,14 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from edge_distill_runtime.backend import Floats, Integers, Sequence, check_finite, check_room, check_tokens
+from edge_distill_runtime.backend import (
+    Floats,
+    Integers,
+    Sequence,
+    check_finite,
+    check_room,
+    check_step,
+    check_tokens,
+    most_sequences,
+)
 from edge_distill_runtime.errors import BackendError, BundleError, InputError, MissingExtra, ResourceError
 
 __all__ = ["LlamaBackend", "library"]
 
 _BATCH = 512
-_OUTPUTS = 32  # logits that one call may return; libllama reserves room for all of them
-_MAX_SEQUENCES = 64
+_LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _LOG: deque[str] = deque(maxlen=8)  # libllama's last errors, for messages
 _library: Any = None
 _library_lock = threading.Lock()
@@ -51,7 +59,7 @@ def library() -> Any:
 
 
 def _log(level: int, text: bytes, _: Any) -> None:
-    if level == 3:  # GGML_LOG_LEVEL_ERROR
+    if level == _LOG_ERROR:
         _LOG.append(text.decode("utf-8", "replace").strip())
 
 
@@ -86,11 +94,14 @@ class LlamaBackend:
 
     def _open_context(self, context: int, threads: int) -> None:
         llama = self._llama
+        self.vocab_size: int = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
+        self.max_sequences = most_sequences(self.vocab_size)
         parameters = llama.llama_context_default_params()
         parameters.n_ctx = context
-        parameters.n_batch = parameters.n_ubatch = min(_BATCH, max(context, _OUTPUTS))
-        parameters.n_seq_max = parameters.n_outputs_max = _OUTPUTS
-        parameters.n_outputs_max_per_seq = _OUTPUTS
+        parameters.n_batch = parameters.n_ubatch = min(_BATCH, max(context, self.max_sequences))
+        # libllama reserves logits for as many outputs as a call may have, 512 by default
+        parameters.n_seq_max = parameters.n_outputs_max = self.max_sequences
+        parameters.n_outputs_max_per_seq = self.max_sequences
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.kv_unified = True  # forks share the cells of their common past
         parameters.swa_full = True  # else rewinding past the sliding window is impossible
@@ -103,10 +114,9 @@ class LlamaBackend:
                 "load with a smaller context",
             )
         self._memory = llama.llama_get_memory(self._context)
-        self.vocab_size: int = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
         # libllama rounds n_ctx up to a multiple of 256, or down: what was asked for is the limit
         self.context_length: int = min(context, llama.llama_n_ctx(self._context))
-        self._free = list(range(_MAX_SEQUENCES - 1, -1, -1))
+        self._free = list(range(self.max_sequences - 1, -1, -1))
         self._stepped: list[Sequence] = []  # whose logits point into libllama's buffer
         self._rows_at: int = 0
         self._make_batch(int(parameters.n_batch))
@@ -182,24 +192,15 @@ class LlamaBackend:
         wanted[first_wanted:count] = 1
 
     def step(self, sequences: SequenceOf[Sequence], tokens: SequenceOf[int]) -> Floats:
+        check_step(sequences, tokens, self)
         count = len(sequences)
-        if not 0 < count <= _OUTPUTS or len(tokens) != count:
-            raise InputError(
-                "bad-batch", f"{count} sequences and {len(tokens)} tokens", f"give 1 to {_OUTPUTS} of both"
-            )
         with self._lock:
-            for index, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
-                if not 0 <= token < self.vocab_size:
-                    check_tokens([token], self.vocab_size)
-                if sequence.length >= self.context_length:
-                    check_room(sequence.length, 1, self.context_length)
+            for index, sequence in enumerate(sequences):
                 self._check_live(sequence)
-                self._tokens[index] = token
+                self._tokens[index] = tokens[index]
                 self._positions[index] = sequence.length
                 self._slots[index] = sequence.slot
                 self._wanted[index] = 1
-            if count > 1 and len({sequence.slot for sequence in sequences}) != count:
-                raise InputError("bad-batch", "a sequence stands twice in one step", "fork it first")
             self._decode(count)
             rows = self._rows(count)
             for index, sequence in enumerate(sequences):
@@ -219,10 +220,10 @@ class LlamaBackend:
         self._batch.n_tokens = count
         status = self._llama.llama_decode(self._context, self._batch)
         if status == 1:
-            cells = self._llama.llama_n_ctx(self._context)
+            cells, users = self._llama.llama_n_ctx(self._context), self.max_sequences - len(self._free)
             raise ResourceError(
                 "cache-full",
-                f"the cache of {cells} tokens is full, {_MAX_SEQUENCES - len(self._free)} sequences share it",
+                f"the cache of {cells} tokens is full, {users} sequences share it",
                 "release sequences or load with a larger context",
             )
         if status:
@@ -235,8 +236,10 @@ class LlamaBackend:
         if address is None:
             raise BackendError("decode-failed", f"libllama returned no logits: {_last_error()}")
         if address != self._rows_at:
-            memory = (ctypes.c_float * (_OUTPUTS * self.vocab_size)).from_address(address)
-            self._all_rows: Floats = np.ctypeslib.as_array(memory).reshape(_OUTPUTS, self.vocab_size)
+            memory = (ctypes.c_float * (self.max_sequences * self.vocab_size)).from_address(address)
+            self._all_rows: Floats = np.ctypeslib.as_array(memory).reshape(
+                self.max_sequences, self.vocab_size
+            )
             self._rows_at = address
         return self._all_rows[:count]
 
@@ -246,7 +249,7 @@ class LlamaBackend:
             if n > len(self._free):
                 raise ResourceError(
                     "too-many-sequences",
-                    f"{n} forks asked for, {len(self._free)} of {_MAX_SEQUENCES} sequences are free",
+                    f"{n} forks asked for, {len(self._free)} of {self.max_sequences} sequences are free",
                     "release some",
                 )
             children = []
@@ -288,7 +291,7 @@ class LlamaBackend:
             raise BackendError("closed", "the model has been closed", "load it again")
         if not self._free:
             raise ResourceError(
-                "too-many-sequences", f"all {_MAX_SEQUENCES} sequences are in use", "release some"
+                "too-many-sequences", f"all of {self.max_sequences} sequences are in use", "release some"
             )
         return Sequence(self._free.pop())
 
@@ -307,7 +310,7 @@ class LlamaBackend:
             at = 0
             while at < len(array):
                 # without logits up to `start`, in full batches; then as many as the buffer of logits holds
-                stop = min(at + self._batch_size, start) if at < start else at + _OUTPUTS
+                stop = min(at + self._batch_size, start) if at < start else at + self.max_sequences
                 chunk = array[at:stop]
                 with self._lock:
                     self._check_live(sequence)

@@ -15,13 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from edge_distill_runtime.backend import Floats, Integers, Sequence, check_finite, check_room, check_tokens
+from edge_distill_runtime.backend import (
+    Floats,
+    Integers,
+    Sequence,
+    check_finite,
+    check_room,
+    check_step,
+    check_tokens,
+    most_sequences,
+)
 from edge_distill_runtime.errors import BackendError, BundleError, InputError, MissingExtra, ResourceError
 
 __all__ = ["OnnxBackend"]
 
-_MAX_SEQUENCES = 64
-_MAX_STEP = 32  # sequences in one batch
 _LOGITS_BYTES = 1 << 24  # bounds the logits of one stretch of a prompt
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -64,7 +71,8 @@ class OnnxBackend:
         self.context_length = context
         self._read_signature(path, head_dim)
         self._chunk = max(16, min(512, _LOGITS_BYTES // (4 * self.vocab_size)))
-        rows = max(self._chunk, _MAX_STEP)
+        self.max_sequences = most_sequences(self.vocab_size)
+        rows = max(self._chunk, self.max_sequences)
         self._rows: Floats = np.empty((rows, self.vocab_size), np.float32)
         self._ids = np.zeros(rows, np.int64)
         self._positions = np.zeros(rows, np.int64)
@@ -72,7 +80,7 @@ class OnnxBackend:
         self._mask = np.empty(0, np.int64)
         self._caches: list[Any] = []
         self._capacity = 0
-        self._free = list(range(_MAX_SEQUENCES))
+        self._free = list(range(self.max_sequences))
         self._stepped: list[Sequence] = []  # whose logits point into `_rows`
         self._bindings: dict[tuple[int, int], Any] = {}
         self._reserve(1)
@@ -134,7 +142,7 @@ class OnnxBackend:
         if count > len(self._free):
             raise ResourceError(
                 "too-many-sequences",
-                f"{count} sequences asked for, {len(self._free)} of {_MAX_SEQUENCES} are free",
+                f"{count} sequences asked for, {len(self._free)} of {self.max_sequences} are free",
                 "release some",
             )
         self._free.sort()
@@ -188,7 +196,7 @@ class OnnxBackend:
         """int64 [n, total]: ones for each sequence's past and new tokens, zeros behind."""
         size = len(lengths) * total
         if self._mask.size < size:
-            self._mask = np.empty(_MAX_STEP * self.context_length, np.int64)
+            self._mask = np.empty(self.max_sequences * self.context_length, np.int64)
         mask = self._mask[:size].reshape(len(lengths), total)
         np.less(np.arange(total), np.asarray(lengths)[:, None] + tokens, out=mask, casting="unsafe")
         return mask
@@ -233,20 +241,12 @@ class OnnxBackend:
         return self._rows[: len(chunk)]
 
     def step(self, sequences: SequenceOf[Sequence], tokens: SequenceOf[int]) -> Floats:
-        count = len(sequences)
-        if not 0 < count <= _MAX_STEP or len(tokens) != count:
-            raise InputError(
-                "bad-batch", f"{count} sequences and {len(tokens)} tokens", f"give 1 to {_MAX_STEP} of both"
-            )
+        check_step(sequences, tokens, self)
         with self._lock:
-            for sequence, token in zip(sequences, tokens, strict=True):
+            for sequence in sequences:
                 self._check_live(sequence)
-                if not 0 <= token < self.vocab_size:
-                    check_tokens([token], self.vocab_size)
-                if sequence.length >= self.context_length:
-                    check_room(sequence.length, 1, self.context_length)
             self._forget_stepped()
-            if count == 1:
+            if len(sequences) == 1:
                 self._ids[0] = tokens[0]
                 self._run(sequences[0].slot, (sequences[0].length,), 1, 0)
                 rows = self._rows[:1]
@@ -263,8 +263,6 @@ class OnnxBackend:
         """One batch for every run of neighbouring slots; rows in the order of `sequences`."""
         order = sorted(range(len(sequences)), key=lambda index: sequences[index].slot)
         slots = [sequences[index].slot for index in order]
-        if len(set(slots)) != len(slots):
-            raise InputError("bad-batch", "a sequence stands twice in one step", "fork it first")
         for row, index in enumerate(order):
             self._ids[row] = tokens[index]
         start = 0
