@@ -71,16 +71,18 @@ _SMOLLM3 = {"num_hidden_layers": 4, "no_rope_layer_interval": 4}
 
 
 def _longrope(rotary_dimensions: int, partial_rotary_factor: float) -> dict[str, Any]:
+    """LongRoPE as Phi-4-mini has it: other frequencies beyond the first 256 of 1024 positions."""
     pairs = rotary_dimensions // 2
     return {
-        "original_max_position_embeddings": 64,
+        "max_position_embeddings": 1024,
+        "original_max_position_embeddings": 256,
         "rope_parameters": {
             "rope_type": "longrope",
             "rope_theta": 10000.0,
             "partial_rotary_factor": partial_rotary_factor,
             "short_factor": [1.0 + 0.05 * pair for pair in range(pairs)],
             "long_factor": [1.0 + 0.5 * pair for pair in range(pairs)],
-            "original_max_position_embeddings": 64,
+            "original_max_position_embeddings": 256,
         },
     }
 

@@ -18,7 +18,7 @@ _ONNX_HINT = "export to an onnx target instead"
 
 
 def check_gguf(config: PreTrainedConfig, context_length: int) -> None:
-    """Raise `InputError`, naming the setting, where llama.cpp would compute something else than transformers."""
+    """Raise `InputError`, naming the setting, where llama.cpp would compute otherwise than transformers."""
     family = family_of(config)
     longest = config.max_position_embeddings
     if not 1 <= context_length <= longest:
@@ -38,8 +38,8 @@ def check_gguf(config: PreTrainedConfig, context_length: int) -> None:
     if any(sliding_layers(config)) and not family.sliding_window and context_length > config.sliding_window:
         raise InputError(
             "sliding-window",
-            f"{family.model_type} attends to a window of {config.sliding_window} positions, which llama.cpp does"
-            f" not compute; the context length {context_length} is longer",
+            f"{family.model_type} attends to a window of {config.sliding_window} positions, which llama.cpp "
+            f"does not compute; the context length {context_length} is longer",
             f"ask for --context {config.sliding_window} or less",
         )
     _check_family_settings(config, family)
@@ -88,13 +88,16 @@ def _check_rope(config: PreTrainedConfig, family: Family, context_length: int) -
         _refuse("partial_rotary_factor", factor, f"llama.cpp rotates whole heads for {family.model_type}")
     if kind == "yarn" and not rope.get("truncate", True):
         _refuse("rope truncate", False, "llama.cpp always rounds yarn's correction range")
-    if kind == "longrope" and context_length > rope["original_max_position_embeddings"]:
-        raise InputError(
-            "longrope-context",
-            f"longrope changes its frequencies beyond {rope['original_max_position_embeddings']} positions; "
-            f"llama.cpp chooses them once, by the context length, which is {context_length}",
-            f"ask for --context {rope['original_max_position_embeddings']} or less",
-        )
+    if kind == "longrope":
+        original = rope["original_max_position_embeddings"]
+        # libllama rounds a context up to a multiple of 256.
+        if -(-context_length // 256) * 256 > original:
+            raise InputError(
+                "longrope-context",
+                f"longrope changes its frequencies beyond {original} positions; llama.cpp chooses them once, "
+                f"by the context length, which is {context_length}",
+                f"ask for --context {original // 256 * 256} or less",
+            )
 
 
 def _refuse(setting: str, value: Any, limit: str) -> None:

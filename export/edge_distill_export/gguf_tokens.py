@@ -37,10 +37,10 @@ def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 def compare_tokenizers(tokenizer: PreTrainedTokenizerFast, path: Path) -> list[Mismatch]:
     """Tokenize hostile strings with `tokenizer` and with the GGUF file at `path`; the texts that differ.
 
-    Every text is compared alone, with what is added around it, and behind a special token as in a chat; special
-    tokens in it are parsed. Two things that llama.cpp cannot express are left out: NFC normalization (texts are
-    normalized first), and a space that is put before the first word of a text only (Metaspace's scheme
-    "first"; then texts are compared behind a special token). The file must be one that we wrote.
+    Every text is compared alone, with what is added around it, and behind a special token as in a chat;
+    special tokens in it are parsed. Two things that llama.cpp cannot express are left out: NFC normalization
+    (texts are normalized first), and a space that is put before the first word of a text only (Metaspace's
+    scheme "first"; then texts are compared behind a special token). The file must be one that we wrote.
     """
     document = tokenizer_json(tokenizer)
     mismatches = []

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_distill_export.gguf_tokenizer import tokenizer_from_gguf
 from edge_distill_export.gguf_tokens import Mismatch, compare_tokenizers, tokenizer_json
 from edge_distill_runtime.errors import InputError
 
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["Mismatch", "Vocabulary", "choose_vocabulary", "compare_tokenizers", "read_vocabulary"]
+__all__ = [
+    "Mismatch",
+    "Vocabulary",
+    "choose_vocabulary",
+    "compare_tokenizers",
+    "read_vocabulary",
+    "tokenizer_from_gguf",
+]
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "▁"
@@ -56,7 +64,7 @@ _PRE_TOKENIZERS = (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file says about tokens; `tokens`, `types`, `scores` have an entry for each embedding row."""
+    """What a GGUF file says about tokens; `tokens`, `types`, `scores` have an entry per embedding row."""
 
     model: str
     """"gpt2" (byte-level BPE) or "llama" (BPE over "▁" with byte fallback)."""

@@ -45,9 +45,9 @@ def write_gguf(
 ) -> None:
     """Write `checkpoint` to `path`, one tensor in memory at a time.
 
-    Weights in `quantized` (by Hugging Face parameter name) become Q4_0 or Q8_0 blocks, the others `float_type`;
-    norms and biases are always float32. A tied embedding is stored once. Raises `InputError` for a setting or a
-    tokenizer that llama.cpp does not compute as transformers does.
+    Weights in `quantized` (by Hugging Face parameter name) become Q4_0 or Q8_0 blocks, the others
+    `float_type`; norms and biases are always float32. A tied embedding is stored once. Raises `InputError`
+    for a setting or a tokenizer that llama.cpp does not compute as transformers does.
     """
     from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter
 

@@ -1,7 +1,7 @@
 """K-quants: libllama's own quantizer, in process, and a prediction of what it will choose.
 
-A K-quant stores super-blocks of 256 weights, so rows that 256 does not divide fall back to coarser or larger types
-without an error: in a model 576 wide, to almost all tensors. `predict_types` says so before any work.
+A K-quant stores super-blocks of 256 weights, so rows that 256 does not divide fall back to other types,
+with no error: most tensors of a 576 wide model. `predict_types` says so before any work.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class Fallback:
     used: str
 
     def __str__(self) -> str:
-        return f"{self.name}: rows of {self.columns} are not divisible by 256, {self.used} instead of {self.wanted}"
+        return (
+            f"{self.name}: {self.used} instead of {self.wanted}, 256 does not divide rows of {self.columns}"
+        )
 
 
 def quantize_gguf(
@@ -108,7 +110,7 @@ def _layer(name: str) -> int:
 
 @contextmanager
 def _log(llama: Any) -> Iterator[list[str]]:
-    """Collect libllama's error lines instead of printing them; the former log callback comes back after it."""
+    """Collect libllama's error lines; the former log callback comes back afterwards."""
     lines: list[str] = []
     error_level = 3  # GGML_LOG_LEVEL_ERROR
 
