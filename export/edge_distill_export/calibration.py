@@ -31,7 +31,7 @@ _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 # How the student writes its own calibration traces.
 OWN_TRACES = 64
 OWN_TOKENS = 256
-_OWN_BATCH = 16
+OWN_BATCH = 16
 _OWN_TEMPERATURE = 0.7
 _OWN_TOP_P = 0.95
 
@@ -56,12 +56,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Style:
-    """How a student writes: its chat segments (None: plain text), reasoning markers, and end of turn."""
+    """How a student writes: its chat segments and reasoning markers, None where it has none.
+
+    Without chat segments a problem is plain text between `start` and `end`, the texts of special tokens.
+    """
 
     chat: ChatSegments | None
     markers: ReasoningMarkers | None
-    end: str
-    """Text of the token that ends a turn, for students without chat segments."""
+    start: str = ""
+    end: str = ""
 
 
 def read_traces(path: Path) -> list[Trace]:
@@ -135,7 +138,7 @@ def builtin_traces(name: str) -> list[Trace]:
 def prompt_text(trace: Trace, style: Style) -> str:
     """The prompt, ready for the assistant to go on."""
     if style.chat is None:
-        return "\n".join(message["content"] for message in trace.messages) + "\n"
+        return style.start + "\n".join(message["content"] for message in trace.messages) + "\n"
     return render(style.chat, trace.messages)
 
 
@@ -170,25 +173,31 @@ def render_traces(
 
 
 def own_traces(
-    backend: Backend, prompts: list[list[int]], stop_ids: frozenset[int], *, seed: int = 0
+    backend: Backend, prompts: list[list[int]], stop_ids: frozenset[int], context: int, *, seed: int = 0
 ) -> list[Text]:
-    """What the student itself writes after `prompts`, sampled in batches: the text that it will see in use."""
+    """What the student itself writes after `prompts`, sampled in batches: the text that it will see in use.
+
+    The backend must hold `OWN_BATCH` sequences of `context` tokens.
+    """
     from edge_distill_runtime.sampling import SamplingOptions, make_sampler
 
     texts = []
     with stage("Writing calibration traces", len(prompts)) as advance:
-        for start in range(0, len(prompts), _OWN_BATCH):
-            batch = prompts[start : start + _OWN_BATCH]
+        for start in range(0, len(prompts), OWN_BATCH):
+            batch = prompts[start : start + OWN_BATCH]
             options = [
                 SamplingOptions(_OWN_TEMPERATURE, top_p=_OWN_TOP_P, seed=seed + start + i) for i in range(len(batch))
             ]
-            written = _generate(backend, batch, [make_sampler(option) for option in options], stop_ids)
+            samplers = [make_sampler(option) for option in options]
+            written = _generate(backend, batch, samplers, stop_ids, context)
             texts += [Text(p + w, len(p), len(p) + len(w)) for p, w in zip(batch, written, strict=True)]
             advance(len(batch))
     return texts
 
 
-def _generate(backend: Backend, prompts: list[list[int]], samplers: list[Any], stops: frozenset[int]) -> list[list[int]]:
+def _generate(
+    backend: Backend, prompts: list[list[int]], samplers: list[Any], stops: frozenset[int], context: int
+) -> list[list[int]]:
     """Sample all prompts side by side, one batched step a token; the stop token is kept."""
     sequences = []
     written: list[list[int]] = []
@@ -197,7 +206,7 @@ def _generate(backend: Backend, prompts: list[list[int]], samplers: list[Any], s
         written.append([sample(sequences[-1].logits)])
 
     def is_open(index: int) -> bool:
-        room = backend.context_length - len(prompts[index]) - len(written[index])
+        room = context - len(prompts[index]) - len(written[index])
         return written[index][-1] not in stops and len(written[index]) < OWN_TOKENS and room > 0
 
     active = [index for index in range(len(prompts)) if is_open(index)]

@@ -6,7 +6,7 @@ compared by KL(P || Q) in nats, by whether their likeliest tokens agree, and by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,13 +57,20 @@ class _Positions:
     is_answer: np.ndarray
 
 
-def measure(model: PreTrainedModel, backend: Backend, texts: Iterable[Text], advance: Any = lambda: None) -> Parity:
-    """Compare a backend with the float32 checkpoint on the completions of `texts` (the prompts only condition)."""
-    parts = []
+def measure(
+    model: PreTrainedModel, backends: Sequence[Backend], texts: Sequence[Text], advance: Callable[[], None]
+) -> list[Parity]:
+    """Compare each backend with the float32 checkpoint on the completions of `texts` (prompts only condition).
+
+    The checkpoint computes every text once for all backends.
+    """
+    parts: list[list[_Positions]] = [[] for _ in backends]
     for text in texts:
-        parts.append(_compare(reference_logits(model, text), backend, text))
+        reference = reference_logits(model, text)
+        for backend, compared in zip(backends, parts, strict=True):
+            compared.append(_compare(reference, backend, text))
         advance()
-    return summarize(parts)
+    return [summarize(compared) for compared in parts]
 
 
 def reference_logits(model: PreTrainedModel, text: Text) -> torch.Tensor:
@@ -96,7 +103,7 @@ def _compare(reference: torch.Tensor, backend: Backend, text: Text) -> _Position
     return _Positions(kl, np.concatenate(agrees), is_answer)
 
 
-def summarize(parts: list[_Positions]) -> Parity:
+def summarize(parts: Sequence[_Positions]) -> Parity:
     """The statistics over all texts."""
     kl = np.concatenate([part.kl for part in parts])
     agrees = np.concatenate([part.agrees for part in parts])

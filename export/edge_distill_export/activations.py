@@ -1,0 +1,104 @@
+"""One forward pass over calibration text, in which every linear layer can be looked at and replaced in turn.
+
+Layers are visited in the order of computation, each with the inputs that the layers before it really produced, so
+a layer that is replaced (quantized) shapes what all later ones see. The model is left as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_distill_export.calibration import Text
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+Visit = Callable[[str, "torch.Tensor", "torch.Tensor"], "torch.Tensor | None"]
+"""(parameter name, weight [rows, columns], inputs [tokens, columns]) -> the weight to compute with, or None."""
+
+
+def visit_linears(model: PreTrainedModel, texts: Sequence[Text], names: Sequence[str], visit: Visit) -> None:
+    """Run the decoder once over all texts and call `visit` just before each layer in `names` computes.
+
+    Layers that read the same activations (query, key and value) get the same tensor object. Memory: the
+    activations of one decoder layer for all texts.
+    """
+    import torch
+
+    tokens, is_text = _batch(texts)
+    shared: dict[str, Any] = {"activations": None, "inputs": None}
+
+    def before(name: str, module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+        if shared["activations"] is not arguments[0]:
+            shared["activations"], shared["inputs"] = arguments[0], arguments[0][is_text]
+        replacement = visit(name, module.weight.data, shared["inputs"])
+        if replacement is not None:
+            module.weight.data, originals[name] = replacement, module.weight.data
+
+    def after(name: str, module: Any) -> None:
+        if name in originals:
+            module.weight.data = originals.pop(name)
+
+    originals: dict[str, torch.Tensor] = {}
+    modules = {name: model.get_submodule(name.removesuffix(".weight")) for name in names}
+    hooks = []
+    try:
+        for name, module in modules.items():
+            hooks.append(module.register_forward_pre_hook(lambda m, args, n=name: before(n, m, args)))
+            hooks.append(module.register_forward_hook(lambda m, args, out, n=name: after(n, m)))
+        with torch.inference_mode():
+            # Padding on the right does not reach the texts: attention is causal.
+            model.get_decoder()(input_ids=tokens, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name in list(originals):
+            after(name, modules[name])
+
+
+@contextmanager
+def replaced_weights(model: PreTrainedModel, weights: Mapping[str, np.ndarray]) -> Iterator[None]:
+    """Compute with other weights, by parameter name, inside the `with` block."""
+    import torch
+
+    parameters = dict(model.named_parameters())
+    originals = {name: parameters[name].data for name in weights}
+    try:
+        for name, weight in weights.items():
+            parameters[name].data = torch.from_numpy(weight)
+        yield
+    finally:
+        for name, original in originals.items():
+            parameters[name].data = original
+
+
+def importance_matrix(
+    model: PreTrainedModel, texts: Sequence[Text], names: Sequence[str], advance: Callable[[], None]
+) -> dict[str, np.ndarray]:
+    """Mean squared input of every column of each layer in `names`: float32 [columns] by parameter name."""
+    importance = {}
+
+    def visit(name: str, weight: torch.Tensor, inputs: torch.Tensor) -> None:
+        importance[name] = inputs.square().mean(0).numpy()
+        advance()
+
+    visit_linears(model, texts, names, visit)
+    return importance
+
+
+def _batch(texts: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [texts, longest], padded on the right, and which of them are text."""
+    import torch
+
+    shape = len(texts), max(len(text.tokens) for text in texts)
+    tokens = torch.zeros(shape, dtype=torch.long)
+    is_text = torch.zeros(shape, dtype=torch.bool)
+    for row, text in enumerate(texts):
+        tokens[row, : len(text.tokens)] = torch.tensor(text.tokens)
+        is_text[row, : len(text.tokens)] = True
+    return tokens, is_text

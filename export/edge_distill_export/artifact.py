@@ -1,0 +1,216 @@
+"""The files of one bundle: the model in its format, the tokenizer, and what describes them to people and programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_distill_export.calibration import Style
+from edge_distill_export.chat_template import chat_segments, reasoning_markers
+from edge_distill_export.families import head_dim
+from edge_distill_export.grid import QuantizedTensor
+from edge_distill_export.targets import Target
+from edge_distill_runtime.chat import ChatSegments
+from edge_distill_runtime.detokenizer import encode, load_tokenizer
+from edge_distill_runtime.errors import InputError, ParityError
+from edge_distill_runtime.manifest import KVLayout, Manifest, Precision, SamplingDefaults
+
+if TYPE_CHECKING:
+    from edge_distill_export.checkpoint import Checkpoint
+
+# MatMulNBits multiplies with activations rounded to int8 in blocks of 32, as ggml does; 0 would keep float32.
+ACCURACY_LEVEL = 4
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint with what every bundle made from it shares."""
+
+    checkpoint: Checkpoint
+    style: Style
+    stop_ids: tuple[int, ...]
+    bos_id: int | None
+    context_length: int
+
+
+def prepare(checkpoint: Checkpoint, context: int | None) -> Source:
+    """Take the chat template apart and settle the context; raises `InputError` where that cannot be done."""
+    longest = checkpoint.config.max_position_embeddings
+    context = min(longest, 2048) if context is None else context
+    if not 32 <= context <= longest:
+        raise InputError(
+            "bad-context", f"a context of {context} was asked for", f"{checkpoint.name} takes 32 to {longest} tokens"
+        )
+    tokenizer = checkpoint.tokenizer
+    chat = chat_segments(tokenizer)
+    bos = tokenizer.bos_token_id
+    starts_with_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+    style = Style(
+        chat,
+        reasoning_markers(tokenizer),
+        start=tokenizer.bos_token if starts_with_bos else "",
+        end=tokenizer.eos_token or "",
+    )
+    return Source(checkpoint, style, _stop_ids(checkpoint, chat), bos if starts_with_bos else None, context)
+
+
+def _stop_ids(checkpoint: Checkpoint, chat: ChatSegments | None) -> tuple[int, ...]:
+    """What ends a generation: the checkpoint's and the tokenizer's end tokens, and the one that ends a turn."""
+    tokenizer = checkpoint.tokenizer
+    generation = getattr(checkpoint.model.generation_config, "eos_token_id", None)
+    ids = [*(generation if isinstance(generation, list) else [generation]), tokenizer.eos_token_id]
+    if chat:
+        ids.append(tokenizer.get_added_vocab().get(chat.assistant[1].strip()))
+    return tuple(dict.fromkeys(int(token) for token in ids if token is not None))
+
+
+def write_model(
+    source: Source,
+    target: Target,
+    directory: Path,
+    quantized: Mapping[str, QuantizedTensor],
+    importance: Mapping[str, np.ndarray],
+    threads: int,
+) -> None:
+    """Write the model file(s) and tokenizer.json of one target into `directory`."""
+    checkpoint = source.checkpoint
+    if target.format == "onnx":
+        from edge_distill_export.onnx_graph import write_onnx
+
+        write_onnx(
+            checkpoint,
+            directory,
+            quantized=quantized,
+            context_length=source.context_length,
+            accuracy_level=ACCURACY_LEVEL,
+        )
+    else:
+        _write_gguf(source, target, directory / "model.gguf", quantized, importance, threads)
+    checkpoint.tokenizer.backend_tokenizer.save(str(directory / "tokenizer.json"))
+
+
+def _write_gguf(
+    source: Source,
+    target: Target,
+    path: Path,
+    quantized: Mapping[str, QuantizedTensor],
+    importance: Mapping[str, np.ndarray],
+    threads: int,
+) -> None:
+    from edge_distill_export.gguf_writer import write_gguf
+    from edge_distill_export.kquants import quantize_gguf
+
+    context = source.context_length
+    if not target.k_quant:
+        write_gguf(source.checkpoint, path, float_type="f16", quantized=quantized, context_length=context)
+        return
+    floats = path.with_name("float.gguf")
+    write_gguf(source.checkpoint, floats, float_type="f16", context_length=context)
+    quantize_gguf(floats, path, target.precision, importance=importance, threads=threads)  # type: ignore[arg-type]
+    floats.unlink()
+
+
+def make_manifest(
+    source: Source, target: Target, directory: Path, method: str, lineage: dict[str, Any]
+) -> Manifest:
+    """The manifest of the files in `directory`, as yet without their hashes and without verification."""
+    checkpoint, config = source.checkpoint, source.checkpoint.config
+    parameters = sum(weight.numel() for weight in checkpoint.model.parameters())
+    data_bytes, types = tensor_summary(directory)
+    kv = KVLayout(
+        layers=config.num_hidden_layers,
+        kv_heads=config.num_key_value_heads,
+        head_dim=head_dim(config),
+        bytes_per_value=2 if target.format == "gguf" else 4,
+    )
+    packages = ("llama-cpp-python",) if target.format == "gguf" else ("onnxruntime",)
+    return Manifest(
+        name=f"{checkpoint.name}-{target.precision}",
+        format=target.format,
+        precision=Precision(target.precision, method, 8 * data_bytes / parameters, types),  # type: ignore[arg-type]
+        architecture=config.model_type,
+        parameter_count=parameters,
+        vocab_size=checkpoint.model.get_input_embeddings().weight.shape[0],
+        context_length=source.context_length,
+        kv=kv,
+        stop_ids=source.stop_ids,
+        bos_id=source.bos_id,
+        chat=source.style.chat,
+        reasoning=source.style.markers,
+        sampling=_sampling(checkpoint),
+        files=(),
+        lineage=lineage,
+        runtime={name: f">={version(name)}" for name in ("edge-distill-runtime", *packages)},
+    )
+
+
+def tensor_summary(directory: Path) -> tuple[int, dict[str, int]]:
+    """Bytes of tensor data in a bundle's model, and how many tensors have which type."""
+    if (directory / "model.gguf").exists():
+        from edge_distill_runtime.gguf_header import read_gguf_header
+
+        header = read_gguf_header(directory / "model.gguf")
+        return sum(tensor.size for tensor in header.tensors), header.tensor_types
+    from edge_distill_export.onnx_inspect import read_initializers
+
+    tensors = read_initializers(directory / "model.onnx")
+    types: dict[str, int] = {}
+    for tensor in tensors:
+        types[tensor.type_name] = types.get(tensor.type_name, 0) + 1
+    return sum(tensor.size for tensor in tensors), types
+
+
+def _sampling(checkpoint: Checkpoint) -> SamplingDefaults:
+    """The checkpoint's own recommendation; greedy where it gives none."""
+    generation = checkpoint.model.generation_config
+    if not getattr(generation, "do_sample", False):
+        return SamplingDefaults()
+    return SamplingDefaults(
+        temperature=float(generation.temperature if generation.temperature is not None else 1.0),
+        top_k=int(generation.top_k or 0),
+        top_p=float(generation.top_p or 1.0),
+        min_p=float(generation.min_p or 0.0),
+    )
+
+
+def check_tokenizer(source: Source, directory: Path) -> int:
+    """Compare the bundle's tokenizers with the checkpoint's on hostile strings; the number of strings compared.
+
+    Raises `ParityError` with the first string that comes out differently.
+    """
+    from edge_distill_export.gguf_vocab import compare_tokenizers
+    from edge_distill_export.hostile_strings import HOSTILE_STRINGS
+
+    tokenizer = source.checkpoint.tokenizer
+    stored, _ = load_tokenizer(directory / "tokenizer.json")
+    for text in HOSTILE_STRINGS:
+        expected = tokenizer.encode(text, add_special_tokens=False)
+        if encode(stored, text) != expected:
+            raise ParityError("tokenizer", f"tokenizer.json splits {text!r} differently", "report this as a bug")
+    if (directory / "model.gguf").exists() and (bad := compare_tokenizers(tokenizer, directory / "model.gguf")):
+        raise ParityError("tokenizer", f"libllama splits {bad[0].text!r} differently", "report this as a bug")
+    return len(HOSTILE_STRINGS)
+
+
+def write_modelfile(source: Source, directory: Path) -> None:
+    """The Modelfile with which `ollama create` takes a GGUF bundle."""
+    lines = ["FROM ./model.gguf", f"PARAMETER num_ctx {source.context_length}"]
+    tokenizer = source.checkpoint.tokenizer
+    lines += [f"PARAMETER stop {json.dumps(tokenizer.convert_ids_to_tokens(i))}" for i in source.stop_ids]
+    chat = source.style.chat
+    if chat and '"""' not in "".join(chat.user + chat.assistant + (chat.default_system,)):
+        before, after = chat.system or ("", "")
+        system = f"{{{{ if .System }}}}{before}{{{{ .System }}}}{after}{{{{ else }}}}{chat.default_system}{{{{ end }}}}"
+        user, assistant = chat.user, chat.assistant
+        joined = chat.system_joins_user
+        turn = (user[0] + system if joined else system + user[0]) + "{{ .Prompt }}" + user[1]
+        # Ollama adds the beginning-of-sequence token by itself.
+        reply = chat.generation_prompt + "{{ .Response }}" + assistant[1]
+        lines.append(f'TEMPLATE """{turn}{reply}"""')
+    (directory / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,113 @@
+"""The calibration text of an export: the user's traces, or what the student writes by itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_distill_export.artifact import Source
+from edge_distill_export.bundle import staged
+from edge_distill_export.calibration import (
+    OWN_BATCH,
+    OWN_TOKENS,
+    OWN_TRACES,
+    Text,
+    builtin_traces,
+    own_traces,
+    prompt_text,
+    read_traces,
+    render_traces,
+)
+from edge_distill_export.families import linear_names
+from edge_distill_export.grid import quantize_rtn
+from edge_distill_runtime.errors import InputError
+from edge_distill_runtime.machine import usable_cpus
+
+MAX_TOKENS = 24_000
+"""More calibration text than this is thinned out evenly: time and memory grow with it, quality hardly does."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Texts, and where they came from for the lineage."""
+
+    texts: tuple[Text, ...]
+    origin: str
+    """`own` or the name of the user's file."""
+
+    def to_dict(self) -> dict[str, Any]:
+        tokens = [text.tokens for text in self.texts]
+        return {
+            "origin": self.origin,
+            "texts": len(tokens),
+            "tokens": sum(map(len, tokens)),
+            "sha256": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
+        }
+
+
+def calibration_texts(source: Source, path: Path | None, out: Path) -> Calibration:
+    """Read `path`, or let the student write; its own traces are kept in `out` for reading and reuse."""
+    tokenizer = source.checkpoint.tokenizer
+    if path is not None:
+        texts = render_traces(read_traces(path), source.style, tokenizer, source.context_length)
+        return Calibration(_thinned(texts), path.name)
+    texts = _written_by_student(source, out)
+    _save(source, texts, out / f"{source.checkpoint.name}-calibration.jsonl")
+    return Calibration(_thinned(texts), "own")
+
+
+def _thinned(texts: Sequence[Text]) -> tuple[Text, ...]:
+    """An even selection of at most `MAX_TOKENS` tokens, at least one text."""
+    total = sum(len(text.tokens) for text in texts)
+    keep = max(1, min(len(texts), int(len(texts) * MAX_TOKENS / total)))
+    return tuple(texts[index * len(texts) // keep] for index in range(keep))
+
+
+def _written_by_student(source: Source, out: Path) -> list[Text]:
+    """Sample the student's solutions of the built-in problems from an 8-bit GGUF of it."""
+    from edge_distill_export.gguf_writer import write_gguf
+    from edge_distill_runtime.llama import LlamaBackend
+
+    checkpoint = source.checkpoint
+    weights = dict(checkpoint.model.named_parameters())
+    names = [name for name in ("model.embed_tokens.weight", "lm_head.weight") if name in weights]
+    names += linear_names(checkpoint.config)
+    quantized = {name: quantize_rtn(weights[name].data, 8, name) for name in names}
+    prompts = [
+        checkpoint.tokenizer.encode(prompt_text(trace, source.style), add_special_tokens=False)
+        for trace in builtin_traces("calibration")[:OWN_TRACES]
+    ]
+    longest = max(map(len, prompts))
+    if longest >= source.context_length:
+        raise InputError(
+            "context-too-short",
+            f"the built-in problems take up to {longest} tokens, the context {source.context_length}",
+            "raise --context or give traces of your own with --calibrate",
+        )
+    with staged(out / "calibration") as directory:
+        path = directory / "model.gguf"
+        write_gguf(checkpoint, path, float_type="f16", quantized=quantized, context_length=source.context_length)
+        room = min(source.context_length, longest + OWN_TOKENS)
+        backend = LlamaBackend(path, context=room * OWN_BATCH, threads=usable_cpus())
+        try:
+            return own_traces(backend, prompts, frozenset(source.stop_ids), room)
+        finally:
+            backend.close()
+
+
+def _save(source: Source, texts: Sequence[Text], path: Path) -> None:
+    """The traces in the form that `--calibrate` reads, written atomically."""
+    tokenizer = source.checkpoint.tokenizer
+    lines = []
+    for trace, text in zip(builtin_traces("calibration"), texts, strict=False):
+        answer = tokenizer.decode(text.tokens[text.prompt :], skip_special_tokens=True)
+        messages = [*trace.messages, {"role": "assistant", "content": answer}]
+        lines.append(json.dumps({"messages": messages}, ensure_ascii=False))
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,284 @@
+"""`edge-distill export`: a trained checkpoint becomes verified bundles.
+
+All targets of one call share loading, calibration and quantization. Every artifact is reopened by the runtime and
+compared with the checkpoint before it is renamed into place; one that is too far away leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+
+from edge_distill_export.artifact import Source, check_tokenizer, make_manifest, prepare, write_model, write_modelfile
+from edge_distill_export.bundle import check_destination, publish, seal, staged
+from edge_distill_export.calibration import Text, builtin_traces, render_traces
+from edge_distill_export.checkpoint import load_checkpoint
+from edge_distill_export.chat_template import check_chat
+from edge_distill_export.collect import Calibration, calibration_texts
+from edge_distill_export.families import linear_names
+from edge_distill_export.grid import QuantizedTensor, quantize_rtn
+from edge_distill_export.model_card import write_card
+from edge_distill_export.parity import Parity, measure
+from edge_distill_export.plan import Plan, plan
+from edge_distill_export.progress import stage
+from edge_distill_export.targets import Target, parse_targets
+from edge_distill_runtime import load
+from edge_distill_runtime.errors import InputError, ParityError
+from edge_distill_runtime.machine import usable_cpus
+from edge_distill_runtime.manifest import Manifest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Method = Literal["rtn", "gptq"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One bundle in its place."""
+
+    target: str
+    path: str
+    method: str
+    bytes: int
+    """Size of the model file(s)."""
+    bits_per_weight: float
+    parity: Parity
+    limit_kl: float
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export made."""
+
+    bundles: tuple[Exported, ...]
+    calibration: dict[str, Any] | None
+    seconds: float
+    peak_memory: int
+    """Largest resident size of this process, in bytes."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def render(self, console: Console) -> None:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        for title in ("target", "method", "MB", "bits/weight", "mean KL", "p99 KL", "top-1", "bundle"):
+            table.add_column(title, justify="left" if title in ("target", "method", "bundle") else "right")
+        for bundle in self.bundles:
+            overall = bundle.parity.overall
+            table.add_row(
+                bundle.target,
+                bundle.method,
+                f"{bundle.bytes / 1e6:.1f}",
+                f"{bundle.bits_per_weight:.2f}",
+                f"{overall.kl_mean:.4f}",
+                f"{overall.kl_p99:.3f}",
+                f"{overall.top1:.3f}",
+                bundle.path,
+            )
+        console.print(table)
+        console.print(f"{self.seconds:.0f} s, peak memory {self.peak_memory / 2**20:,.0f} MiB")
+
+
+def export(
+    checkpoint: Annotated[str, "A Hugging Face directory, a PEFT adapter, a .gguf file, or a hub id"],
+    *,
+    to: Annotated[list[str], "A target such as gguf:q4_0 or onnx:int4; may be repeated"],
+    out: Annotated[Path, "The folder for the bundles, one directory each"],
+    method: Annotated[Method, "How 4-bit integers are chosen: rtn rounds, gptq calibrates"] = "gptq",
+    calibrate: Annotated[
+        Path | None, "Reasoning traces (JSON Lines); by default the student writes its own"
+    ] = None,
+    context: Annotated[int | None, "Most tokens of prompt and answer; by default 2048 or the model's"] = None,
+    limit_kl: Annotated[float | None, "Largest mean KL divergence allowed, in nats per token"] = None,
+    force: Annotated[bool, "Replace bundles that stand there already"] = False,
+    dry_run: Annotated[bool, "Only say what would be made"] = False,
+) -> ExportResult | Plan:
+    """Turn a checkpoint into verified bundles, `OUT/NAME-PRECISION` each.
+
+    Raises `ParityError` when an artifact is too far from the checkpoint; the others are in place then.
+    """
+    started = time.monotonic()
+    targets = parse_targets(to)
+    if limit_kl is not None and not limit_kl > 0:
+        raise InputError("bad-limit", f"--limit-kl is {limit_kl}", "give a number above 0")
+    if dry_run:
+        return plan(checkpoint, context=context, to=to)
+    with stage("Loading the checkpoint"):
+        source = prepare(load_checkpoint(checkpoint), context)
+    name = source.checkpoint.name
+    places = {target: out / f"{name}-{target.precision}" for target in targets}
+    for place in places.values():
+        check_destination(place, force)
+    heldout = render_traces(builtin_traces("heldout"), source.style, source.checkpoint.tokenizer, source.context_length)
+    calibration = None
+    if any(target.k_quant or (target.bits == 4 and method == "gptq") for target in targets):
+        calibration = calibration_texts(source, calibrate, out)
+    tensors, importance = _quantize(source, targets, method, calibration)
+    with ExitStack() as stack:
+        stages = {target: stack.enter_context(staged(place)) for target, place in places.items()}
+        manifests = {}
+        for target, directory in stages.items():
+            with stage(f"Writing {target}"):
+                write_model(source, target, directory, tensors.get(target.bits, {}), importance, usable_cpus())
+                used = _method_of(target, method)
+                lineage = _lineage(source, calibration if used in ("gptq", "k-quant") else None)
+                manifests[target] = seal(directory, make_manifest(source, target, directory, used, lineage))
+        parities = _measure(source, stages, heldout)
+        bundles, failures = [], []
+        for target, directory in stages.items():
+            limit = target.kl_limit if limit_kl is None else limit_kl
+            try:
+                _judge(source, target, parities[target], limit, tensors.get(target.bits, {}))
+                verification = _verification(source, directory, parities[target], limit)
+            except ParityError as exc:
+                failures.append(exc)
+                continue
+            manifest = replace(manifests[target], verification=verification)
+            bundles.append(_finish(source, target, manifest, directory, places[target], parities[target], limit))
+    if failures:
+        made = f"; made: {', '.join(bundle.target for bundle in bundles)}" if bundles else ""
+        raise ParityError(failures[0].code, failures[0].what + made, failures[0].hint)
+    return ExportResult(
+        tuple(bundles), calibration.to_dict() if calibration else None, time.monotonic() - started, peak_memory()
+    )
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _method_of(target: Target, method: Method) -> Literal["none", "rtn", "gptq", "k-quant"]:
+    """What chose the target's integers: 8 bits are rounded, which loses next to nothing."""
+    if target.k_quant:
+        return "k-quant"
+    return {None: "none", 8: "rtn", 4: method}[target.bits]  # type: ignore[return-value]
+
+
+def _quantize(
+    source: Source, targets: Sequence[Target], method: Method, calibration: Calibration | None
+) -> tuple[dict[int | None, dict[str, QuantizedTensor]], dict[str, np.ndarray]]:
+    """Tensors on the grid by bits (embedding and head always at 8), and the K-quants' importance matrix."""
+    from edge_distill_export.activations import importance_matrix
+    from edge_distill_export.gptq import quantize_gptq
+
+    model = source.checkpoint.model
+    names = linear_names(model.config)
+    wanted = {target.bits for target in targets if target.bits}
+    weights = dict(model.named_parameters())
+    embeddings = {}
+    if wanted:
+        heads = [name for name in ("model.embed_tokens.weight", "lm_head.weight") if name in weights]
+        embeddings = {name: quantize_rtn(weights[name].data, 8, name) for name in heads}
+    tensors: dict[int | None, dict[str, QuantizedTensor]] = {}
+    for bits in sorted(wanted):
+        if bits == 4 and method == "gptq" and calibration:
+            with stage("Quantizing layers with GPTQ", len(names)) as advance:
+                layers = quantize_gptq(model, calibration.texts, names, embeddings, advance)
+        else:
+            with stage(f"Rounding layers to {bits} bits", len(names)) as advance:
+                layers = {}
+                for name in names:
+                    layers[name] = quantize_rtn(weights[name].data, bits, name)
+                    advance()
+        tensors[bits] = {**layers, **embeddings}
+    importance: dict[str, np.ndarray] = {}
+    if any(target.k_quant for target in targets) and calibration:
+        with stage("Measuring the importance of inputs", len(names)) as advance:
+            importance = importance_matrix(model, calibration.texts, names, advance)
+    return tensors, importance
+
+
+def _lineage(source: Source, calibration: Calibration | None) -> dict[str, Any]:
+    return {
+        "checkpoint": source.checkpoint.lineage,
+        "calibration": calibration.to_dict() if calibration else None,
+    }
+
+
+def _measure(source: Source, stages: Mapping[Target, Path], heldout: Sequence[Text]) -> dict[Target, Parity]:
+    """Reopen every staged bundle as a device would, and compare all with the checkpoint."""
+    with ExitStack() as stack:
+        models = [stack.enter_context(load(directory)) for directory in stages.values()]
+        with stage("Comparing with the checkpoint", len(heldout)) as advance:
+            backends = [model.backend for model in models]
+            parities = measure(source.checkpoint.model, backends, heldout, advance)
+    return dict(zip(stages, parities, strict=True))
+
+
+def _judge(
+    source: Source, target: Target, parity: Parity, limit: float, tensors: Mapping[str, QuantizedTensor]
+) -> None:
+    """Raise `ParityError` beyond the limit, naming the layer that lost most."""
+    found = parity.overall.kl_mean
+    if found <= limit:
+        return
+    worst = ""
+    if tensors:
+        name, error = worst_layer(source, tensors)
+        worst = f"; the worst layer is {name} (relative error {error:.3f})"
+    raise ParityError(
+        "too-far",
+        f"{target} has a mean KL divergence of {found:.4f} to the checkpoint, the limit is {limit:g}{worst}",
+        "use --method gptq, more bits, or --limit-kl",
+    )
+
+
+def worst_layer(source: Source, tensors: Mapping[str, QuantizedTensor]) -> tuple[str, float]:
+    """The tensor with the largest squared error relative to its squared weights."""
+    weights = dict(source.checkpoint.model.named_parameters())
+
+    def error(name: str) -> float:
+        weight = weights[name].detach().numpy()
+        total = float(np.square(weight).sum())
+        return float(np.square(tensors[name].dequantize() - weight).sum()) / total if total else 0.0
+
+    errors = {name: error(name) for name in tensors}
+    name = max(errors, key=lambda key: errors[key])
+    return name, errors[name]
+
+
+def _verification(source: Source, directory: Path, parity: Parity, limit: float) -> dict[str, Any]:
+    """The rest of the post-condition, and all of it for the manifest."""
+    chat = source.style.chat
+    return {
+        "parity": parity.to_dict(),
+        "limit_kl": limit,
+        "tokenizer_strings": check_tokenizer(source, directory),
+        "chat_prompts": check_chat(source.checkpoint.tokenizer, chat) if chat else 0,
+    }
+
+
+def _finish(
+    source: Source,
+    target: Target,
+    manifest: Manifest,
+    directory: Path,
+    place: Path,
+    parity: Parity,
+    limit: float,
+) -> Exported:
+    """Add what describes the bundle, seal it again and rename it into place."""
+    size = sum(entry.size for entry in manifest.files if entry.path.startswith(manifest.model_file))
+    if target.format == "gguf":
+        write_modelfile(source, directory)
+    write_card(manifest, size, directory)
+    seal(directory, manifest)
+    publish(directory, place)
+    precision = manifest.precision
+    return Exported(str(target), str(place), precision.method, size, precision.bits_per_weight, parity, limit)
+
+
+__all__ = ["ExportResult", "Exported", "export"]

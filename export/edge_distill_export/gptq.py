@@ -1,0 +1,201 @@
+"""GPTQ onto the shared grid: integers and scales that keep each layer's outputs, not its weights.
+
+Per layer, with H = X^T X / n over calibration inputs X: scales by search with the diagonal of H as weights; integers
+column by column, each rounding error moved onto the columns that follow (Frantar et al. 2022, arXiv:2210.17323,
+with columns in descending order of H's diagonal); then scales and integers are refined in turn, each in closed form
+given the other, against the same error (w - q) H (w - q)^T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from edge_distill_export.activations import replaced_weights, visit_linears
+from edge_distill_export.calibration import Text
+from edge_distill_export.grid import (
+    BLOCK_SIZE,
+    QuantizedTensor,
+    block_scales,
+    from_blocks,
+    limits,
+    nearest_integers,
+    round_to_float16,
+    to_blocks,
+)
+from edge_distill_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+_COLUMNS = 128  # columns quantized before their errors reach the rest of the matrix
+_DAMPING = (0.01, 0.1, 1.0)  # shares of the mean diagonal, each tried when the one before left H singular
+_SHRINKS = (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05)  # of the largest weight, as ends of the grid
+_REFINEMENTS = 2
+
+
+def quantize_gptq(
+    model: PreTrainedModel,
+    texts: Sequence[Text],
+    names: Sequence[str],
+    embeddings: Mapping[str, QuantizedTensor],
+    advance: Callable[[], None],
+) -> dict[str, QuantizedTensor]:
+    """Quantize the layers in `names` to 4 bits, one after the other, each seeing the quantized ones before it.
+
+    `embeddings` are already quantized and stand in from the start. The model's own weights stay as they are.
+    """
+    quantized: dict[str, QuantizedTensor] = {}
+    last: dict[str, object] = {"inputs": None, "hessian": None}
+
+    def visit(name: str, weight: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        if last["inputs"] is not inputs:  # query, key and value share theirs
+            last["inputs"], last["hessian"] = inputs, Hessian(inputs.T @ inputs / len(inputs), name)
+        quantized[name] = quantize_layer(weight, last["hessian"], name)  # type: ignore[arg-type]
+        advance()
+        return torch.from_numpy(quantized[name].dequantize())
+
+    with replaced_weights(model, {name: tensor.dequantize() for name, tensor in embeddings.items()}):
+        visit_linears(model, texts, names, visit)
+    return quantized
+
+
+class Hessian:
+    """H of one layer's inputs, damped until its inverse has a Cholesky factor."""
+
+    def __init__(self, matrix: torch.Tensor, name: str) -> None:
+        import torch
+
+        self.importance = matrix.diagonal().clone()
+        mean = float(self.importance.mean()) or 1.0  # inputs that are all zero leave plain rounding
+        self.order = self.importance.argsort(descending=True)
+        for damping in _DAMPING:
+            self.matrix = matrix.clone()
+            self.matrix.diagonal().add_(damping * mean)
+            ordered = self.matrix[self.order][:, self.order].double()
+            factor, failed = torch.linalg.cholesky_ex(ordered)
+            if failed:
+                continue
+            inverse, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+            if not failed and torch.isfinite(inverse).all():
+                self.inverse_factor = inverse.float()
+                return
+        raise InputError(
+            "singular-hessian",
+            f"the calibration inputs of {name} give a singular Hessian at damping {_DAMPING[-1]}",
+            "calibrate on more or other traces, or use --method rtn",
+        )
+
+
+def quantize_layer(weight: torch.Tensor, hessian: Hessian, name: str = "weight") -> QuantizedTensor:
+    """Quantize a float32 weight [rows, columns] to 4 bits so that its error under `hessian` is small."""
+    scales = search_scales(weight, hessian.importance, name)
+    integers = _round_columns(weight, scales, hessian)
+    for _ in range(_REFINEMENTS):
+        scales = _refine_scales(weight, integers, scales, hessian.matrix)
+        integers = _refine_integers(weight, integers, scales, hessian.matrix)
+    return from_blocks(to_blocks(integers), scales, 4)
+
+
+def search_scales(weight: torch.Tensor, importance: torch.Tensor, name: str = "weight") -> torch.Tensor:
+    """Scales [rows, blocks] with the least rounding error, weighted by each column's `importance`.
+
+    Tried are the largest weight at either end of the grid and parts of it, each moved to the scale that fits the
+    integers it leads to best.
+    """
+    import torch
+
+    blocks = to_blocks(weight, name)
+    weights = importance.reshape(1, -1, BLOCK_SIZE)
+
+    def error_of(scales: torch.Tensor, integers: torch.Tensor) -> torch.Tensor:
+        return (integers * scales[..., None]).sub_(blocks).square_().mul_(weights).sum(-1)
+
+    best = block_scales(blocks, 4, name)
+    least = error_of(best, nearest_integers(blocks, best, 4))
+    end = blocks.abs().amax(-1) / 8
+    for shrink in _SHRINKS:
+        for candidate in (end * shrink, -end * shrink):
+            integers = nearest_integers(blocks, candidate, 4)
+            weighted = integers * weights
+            fitted = (weighted * blocks).sum(-1) / (weighted * integers).sum(-1).clamp_min_(1e-30)
+            fitted = round_to_float16(fitted, name)
+            error = error_of(fitted, nearest_integers(blocks, fitted, 4))
+            better = error < least
+            best, least = torch.where(better, fitted, best), torch.where(better, error, least)
+    return best
+
+
+def _round_columns(weight: torch.Tensor, scales: torch.Tensor, hessian: Hessian) -> torch.Tensor:
+    """GPTQ proper: float32 integers [rows, columns]."""
+    import torch
+
+    order, factor = hessian.order, hessian.inverse_factor
+    remaining = weight[:, order]
+    column_scales = scales.repeat_interleave(BLOCK_SIZE, 1)[:, order]
+    inverse_scales = (1.0 / column_scales).nan_to_num(0.0, 0.0, 0.0)
+    low, high = limits(4)
+    integers = torch.empty_like(remaining)
+    for start in range(0, weight.shape[1], _COLUMNS):
+        stop = min(start + _COLUMNS, weight.shape[1])
+        part, errors = remaining[:, start:stop].T.contiguous(), []
+        for offset in range(stop - start):
+            column = start + offset
+            rounded = (part[offset] * inverse_scales[:, column]).round_().clamp_(low, high)
+            integers[:, column] = rounded
+            error = (part[offset] - rounded * column_scales[:, column]) / factor[column, column]
+            part[offset + 1 :].addr_(factor[column, column + 1 : stop], error, alpha=-1)
+            errors.append(error)
+        remaining[:, stop:] -= torch.stack(errors, 1) @ factor[start:stop, stop:]
+    return integers[:, order.argsort()]
+
+
+def _refine_scales(
+    weight: torch.Tensor, integers: torch.Tensor, scales: torch.Tensor, matrix: torch.Tensor
+) -> torch.Tensor:
+    """The scales [rows, blocks] with the least error for given integers: one linear system a row."""
+    import torch
+
+    rows, columns = weight.shape
+    count = columns // BLOCK_SIZE
+    blocks = integers.reshape(rows, count, BLOCK_SIZE)
+    right = ((weight @ matrix).reshape(blocks.shape) * blocks).sum(-1)
+    left = torch.empty(rows, count, count)
+    for index in range(count):
+        products = blocks[:, index] @ matrix[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE]
+        left[:, index] = (products.reshape(blocks.shape) * blocks).sum(-1)
+    diagonal = left.diagonal(dim1=1, dim2=2)
+    empty = diagonal <= 0  # a block of zeros: any scale will do
+    diagonal.add_(1e-6 * diagonal.mean(-1, keepdim=True) + empty)
+    solved = torch.linalg.solve(left.double(), right.double()).float()
+    return torch.where(empty, scales, round_to_float16(solved))
+
+
+def _refine_integers(
+    weight: torch.Tensor, integers: torch.Tensor, scales: torch.Tensor, matrix: torch.Tensor
+) -> torch.Tensor:
+    """Coordinate descent: each column to the integers with the least error, all others fixed."""
+    import torch
+
+    columns = weight.shape[1]
+    column_scales = scales.repeat_interleave(BLOCK_SIZE, 1)
+    steps = (1.0 / column_scales).nan_to_num(0.0, 0.0, 0.0) / matrix.diagonal()
+    low, high = limits(4)
+    gradient = (weight - integers * column_scales) @ matrix
+    refined = torch.empty_like(integers)
+    for start in range(0, columns, _COLUMNS):
+        stop = min(start + _COLUMNS, columns)
+        part, changes = gradient[:, start:stop].T.contiguous(), []
+        for offset in range(stop - start):
+            column = start + offset
+            before = integers[:, column]
+            after = (before + part[offset] * steps[:, column]).round_().clamp_(low, high)
+            change = (after - before) * column_scales[:, column]
+            part.addr_(matrix[start:stop, column], change, alpha=-1)
+            refined[:, column] = after
+            changes.append(change)
+        gradient -= torch.stack(changes, 1) @ matrix[start:stop]
+    return refined
