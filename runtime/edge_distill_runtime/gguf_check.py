@@ -197,7 +197,7 @@ def _check_sizes(architecture: str, sizes: _Sizes) -> None:
         raise ValueError(f"{sizes.heads} heads are no multiple of {sizes.kv_heads} key-value heads")
     if sizes.rotary % 2 or sizes.rotary > sizes.head:
         raise ValueError(f"rope rotates {sizes.rotary} of {sizes.head} values of a head")
-    if architecture == "llama" and sizes.rotary != sizes.head:
+    if architecture != "phi3" and sizes.rotary != sizes.head:  # the others assert it
         raise ValueError(f"rope.dimension_count is {sizes.rotary}, expected {sizes.head}")
     if architecture in ("qwen2", "phi3") and sizes.query != sizes.embedding:
         raise ValueError(f"{sizes.heads} heads of {sizes.head} do not make an embedding of {sizes.embedding}")
@@ -223,8 +223,9 @@ def _check_vocabulary(metadata: dict[str, Any]) -> None:
     count = len(tokens)
     if count > _MAX_VOCABULARY:
         raise ValueError(f"{count} tokens exceed the limit of {_MAX_VOCABULARY}")
-    # libllama names an empty token after its number and then asserts that all names differ
-    if len({text or f"[EMPTY_{index}]" for index, text in enumerate(tokens)}) != count:
+    # libllama cuts a token at a zero byte, names an empty one after its number, and asserts that all differ
+    names = {text.partition("\0")[0] or f"[EMPTY_{index}]" for index, text in enumerate(tokens)}
+    if len(names) != count:
         raise ValueError("a token stands twice in the vocabulary")
     if max(map(len, tokens)) > 4096:
         raise ValueError("a token is longer than 4096 characters")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
@@ -220,8 +221,7 @@ def _read_header(reader: _Reader) -> GGUFHeader:
     metadata: dict[str, Any] = {}
     for _ in range(pair_count):
         key = reader.string(_MAX_KEY)
-        if not key or key in metadata:
-            _fail(f"metadata key {key!r}", "stands twice or is empty")
+        _check_name(key, metadata)
         metadata[key] = _read_value(reader, reader.scalar("I"))
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 1 <= alignment <= 65536 or alignment & (alignment - 1):
@@ -256,8 +256,7 @@ def _read_tensors(reader: _Reader, count: int, alignment: int) -> tuple[TensorIn
     names: set[str] = set()
     for _ in range(count):
         name = reader.string(_MAX_NAME)
-        if not name or name in names:
-            _fail(f"tensor name {name!r}", "stands twice or is empty")
+        _check_name(name, names)
         names.add(name)
         dimensions = reader.scalar("I")
         if not 1 <= dimensions <= 4:
@@ -296,6 +295,12 @@ def _place(
         tensors.append(TensorInfo(name, shape, kind.name, data + offset, size))
         expected = _padded(offset + size, alignment)
     return tuple(tensors)
+
+
+def _check_name(name: str, known: Container[str]) -> None:
+    # libllama reads C strings: behind a zero byte a name could say something else
+    if name in known or not name.isascii() or not name.isprintable() or not name:
+        _fail(f"the name {name!r}", "it stands twice or is no plain ASCII")
 
 
 def _padded(position: int, alignment: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -125,7 +126,9 @@ class Worker:
         self._start()
 
     def _start(self) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        # a dying libllama would call a debugger for its backtrace
+        environment = os.environ | {"GGML_NO_BACKTRACE": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", str(Path(__file__).with_name("gguf_worker.py"))],
             stdin=subprocess.PIPE,
@@ -168,14 +171,18 @@ class Worker:
             stream.close()
 
 
-def metadata_ranges(data: bytes) -> tuple[int, int]:
-    """Where the hyperparameters and where the tensor table begin."""
-    start = data.find(b".context_length")
-    return max(24, start - 16), data.find(b"token_embd.weight") - 8
+def fields(data: bytes) -> list[int]:
+    """Where the values of metadata keys stand, and the first extent and the type of every tensor."""
+    keys = rb"(?:llama|qwen2|qwen3|gemma3|phi3|smollm3|granite|tokenizer\.ggml)\.[a-z_.]+"
+    offsets = [match.end() + 4 for match in re.finditer(keys, data)]
+    for match in re.finditer(rb"(?:blk\.\d\.[a-z_]+|token_embd|output_norm)\.weight", data):
+        dimensions = data[match.end()]
+        offsets += [match.end() + 4, match.end() + 4 + 8 * dimensions]
+    return offsets
 
 
 _INTERESTING = [0, 1, 2, 3, 7, 0x7F, 0x80, 0xFF]
-_NUMBERS = [0, 1, 2, 255, 2**16, 2**30, 2**31 - 1, 2**31, 2**32 - 1]
+_NUMBERS = [0, 1, 2, 8, 16, 24, 26, 32, 64, 255, 2**16, 2**30, 2**31 - 1, 2**31, 2**32 - 1]
 _BIG_NUMBERS = [0, 1, 2**31, 2**32, 2**62, 2**63, 2**64 - 1]
 _FLOATS = [0.0, -1.0, float("nan"), float("inf"), float("-inf"), 1e38, -1e-5, 1e-45]
 
@@ -183,14 +190,17 @@ _FLOATS = [0.0, -1.0, float("nan"), float("inf"), float("-inf"), 1e38, -1e-5, 1e
 def mutate(data: bytes, generator: random.Random) -> bytes:
     """One to three changes of bits, numbers, floats or stretches, most of them in the header."""
     changed = bytearray(data)
-    first, table = metadata_ranges(data)
-    header_end = min(len(data), table + 64 * (4 + 9 * _LAYERS))
+    targets = fields(data)
+    table = data.find(b"token_embd.weight")
     for _ in range(generator.choice((1, 1, 1, 2, 3))):
         if not changed:
             break
-        regions = [(0, len(changed)), (first, table), (first, first + 600), (table, header_end), (24, table)]
-        low, high = generator.choice(regions)
-        at = min(generator.randrange(low, high), len(changed) - 1)
+        if generator.random() < 0.5:
+            at = generator.choice(targets)
+        else:
+            low, high = generator.choice([(0, len(data)), (24, table), (table, targets[-1])])
+            at = generator.randrange(low, high)
+        at = min(at, len(changed) - 1)
         match generator.randrange(9):
             case 0:
                 changed[at] ^= 1 << generator.randrange(8)
@@ -388,10 +398,21 @@ def test_refused_files(data: bytes, message: str, tmp_path: Path) -> None:
     assert time.monotonic() - start < LIMIT
 
 
-def test_tokens_that_stand_twice(originals: list[bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("old", "new"), [("c", "d"), ("ab", "a\0"), ("c", "[EMPTY_5]")])
+def test_tokens_that_stand_twice(originals: list[bytes], tmp_path: Path, old: str, new: str) -> None:
+    """libllama asserts that they differ, and it reads a token as a C string."""
     path = tmp_path / "model.gguf"
-    path.write_bytes(originals[0].replace(_string("c"), _string("d")))
+    data = originals[0].replace(_string(old), _string(new))
+    path.write_bytes(data.replace(_string("d"), _string("")) if new.startswith("[") else data)
     with pytest.raises(BundleError, match="a token stands twice"):
+        validate_gguf(path)
+
+
+@pytest.mark.parametrize("name", ["general.name\0", "llama.block_coun\0", "llama.blöck", "a b\n"])
+def test_names_that_libllama_would_read_differently(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(_file(struct.pack("<Q", len(name.encode())) + name.encode() + struct.pack("<II", 4, 1)))
+    with pytest.raises(BundleError, match="no plain ASCII"):
         validate_gguf(path)
 
 

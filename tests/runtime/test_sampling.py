@@ -1,0 +1,69 @@
+"""Sampling filters by hand-worked numbers, draws by their frequencies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_distill_runtime import InputError
+from edge_distill_runtime.sampling import SamplingOptions, make_sampler, probabilities
+
+# probabilities 0.1, 0.4, 0.05, 0.25, 0.2
+WEIGHTS = np.array([0.1, 0.4, 0.05, 0.25, 0.2])
+LOGITS = np.log(WEIGHTS).astype(np.float32) + 3
+
+
+@pytest.mark.parametrize(
+    ("options", "ids", "expected"),
+    [
+        ({}, [1, 3, 4, 0, 2], [0.4, 0.25, 0.2, 0.1, 0.05]),
+        ({"top_k": 2}, [1, 3], [0.4 / 0.65, 0.25 / 0.65]),
+        ({"top_k": 1}, [1], [1.0]),
+        ({"top_k": 100}, [1, 3, 4, 0, 2], [0.4, 0.25, 0.2, 0.1, 0.05]),
+        ({"top_p": 0.39}, [1], [1.0]),
+        ({"top_p": 0.6}, [1, 3], [0.4 / 0.65, 0.25 / 0.65]),
+        ({"top_p": 0.66}, [1, 3, 4], [0.4 / 0.85, 0.25 / 0.85, 0.2 / 0.85]),
+        ({"min_p": 0.49}, [1, 3, 4], [0.4 / 0.85, 0.25 / 0.85, 0.2 / 0.85]),
+        ({"min_p": 1.0}, [1], [1.0]),
+        # at temperature 0.5 probabilities are squared: 0.16, 0.0625, 0.04, 0.01, 0.0025
+        ({"temperature": 0.5, "top_k": 3}, [1, 3, 4], [0.16 / 0.2625, 0.0625 / 0.2625, 0.04 / 0.2625]),
+    ],
+)
+def test_filters(options: dict[str, Any], ids: list[int], expected: list[float]) -> None:
+    found, weights = probabilities(LOGITS, SamplingOptions(**({"temperature": 1.0} | options)))
+    assert found.tolist() == ids
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)
+
+
+def test_greedy_takes_the_first_of_the_largest() -> None:
+    assert make_sampler(SamplingOptions())(np.array([0.0, 2.0, 2.0, 1.0], np.float32)) == 1
+
+
+def test_seed_and_frequencies() -> None:
+    draws = [make_sampler(SamplingOptions(temperature=1.0, seed=1)) for _ in range(2)]
+    first, second = ([sample(LOGITS) for _ in range(4000)] for sample in draws)
+    assert first == second
+    counts = Counter(first)
+    for token, probability in enumerate(WEIGHTS):
+        # four standard deviations
+        assert abs(counts[token] / 4000 - probability) < 4 * (probability * (1 - probability) / 4000) ** 0.5
+    assert [make_sampler(SamplingOptions(temperature=1.0))(LOGITS) for _ in range(30)] != first[:30]
+
+
+def test_extreme_logits() -> None:
+    logits = np.array([-1e30, 1e30, 0.0, -np.inf], np.float32)
+    for temperature in (1e-9, 1.0, 100.0):
+        sample = make_sampler(SamplingOptions(temperature=temperature, top_p=0.9, seed=0))
+        assert {sample(logits) for _ in range(20)} == {1}
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": -0.1}, {"top_k": -1}, {"top_p": 1.1}, {"min_p": -0.1}, {"seed": -3}]
+)
+def test_bad_options(options: dict[str, Any]) -> None:
+    name, value = next(iter(options.items()))
+    with pytest.raises(InputError, match=f"{name} is {value}"):
+        SamplingOptions(**options)
