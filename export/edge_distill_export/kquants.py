@@ -69,6 +69,7 @@ def quantize_gguf(
             str(source).encode(), str(target).encode(), ctypes.byref(parameters)
         )
     if status != 0 or not target.exists():
+        target.unlink(missing_ok=True)
         reason = lines[-1] if lines else "it gave no reason"
         raise BackendError(
             "quantize-failed", f"libllama cannot quantize {source.name} to {file_type}: {reason}"
@@ -112,7 +113,7 @@ def _layer(name: str) -> int:
 def _log(llama: Any) -> Iterator[list[str]]:
     """Collect libllama's error lines; the former log callback comes back afterwards."""
     lines: list[str] = []
-    error_level = 3  # GGML_LOG_LEVEL_ERROR
+    error_level = 4  # GGML_LOG_LEVEL_ERROR in ggml.h
 
     def collect(level: int, text: bytes, _: Any) -> None:
         if level == error_level and text.strip():
