@@ -59,10 +59,10 @@ def expected_bytes(kind: str, tokens: list[int]) -> bytes:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_random_tokens(kind: str, data: st.DataObject) -> None:
-    """Streamed, not streamed, and all bytes decoded at once: the same text for any ids, also for broken UTF-8."""
+    """Streamed, not streamed, all bytes decoded at once: one text for any ids, also for broken UTF-8."""
     _, detokenizer = tokenizer_of(kind)
     tokens = data.draw(st.lists(st.integers(0, 520), max_size=40))
     known = [token for token in tokens if tokenizer_of(kind)[0].id_to_token(token) is not None]  # type: ignore[attr-defined]
@@ -77,7 +77,7 @@ def test_random_tokens(kind: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=60))
 def test_text_comes_back(kind: str, text: str) -> None:
     tokenizer, detokenizer = tokenizer_of(kind)

