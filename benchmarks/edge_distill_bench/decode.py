@@ -30,8 +30,8 @@ __all__ = ["DecodeResult", "compare_decoding", "main"]
 
 PROMPT = (
     "Anna bakes 24 rolls every morning. On Monday she sells 17 of them and gives 3 to her neighbour. On "
-    "Tuesday she sells twice as many as she gave away on Monday, and on Wednesday she bakes a second tray. Let "
-    "us work out step by step how many rolls are left over at the end of the three days.\n\nStep 1:"
+    "Tuesday she sells twice as many as she gave away on Monday, and on Wednesday she bakes a second tray. "
+    "Let us work out step by step how many rolls are left over at the end of the three days.\n\nStep 1:"
 )
 
 
