@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ _SINGLE_DIGITS = ("qwen2", "deepseek-r1-qwen")
 _THREE_DIGITS = ("llama-bpe", "llama3", "llama-v3", "smaug-bpe", "dbrx")
 # Llama 3: libllama takes a whole piece that is a token before it merges, and adds BOS unless told otherwise.
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
+_NOT_STRIPPING = ("<unk>", "<s>", "<|endoftext|>")
 _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 _PLAIN = ("gpt-2", "phi-2", "olmo", "jais", "mpt")
 
@@ -112,11 +114,13 @@ def _wrap(tokenizer: Tokenizer, metadata: dict[str, Any]) -> PreTrainedTokenizer
     from transformers import PreTrainedTokenizerFast
 
     tokens = _tokens(metadata)
+    phi3 = re.search("phi-?3", str(metadata.get("general.name", "")), re.IGNORECASE) is not None
     for text, kind in tokens:
+        strips = phi3 and text not in _NOT_STRIPPING  # as libllama derives it from the name
         if kind == _USER_DEFINED:
-            tokenizer.add_tokens([AddedToken(text, special=False, normalized=False)])
+            tokenizer.add_tokens([AddedToken(text, special=False, normalized=False, rstrip=strips)])
         elif kind in (_CONTROL, _UNKNOWN):
-            tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False)])
+            tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False, rstrip=strips)])
     ids = {role: metadata.get(f"tokenizer.ggml.{role}_token_id") for role in _ROLES}
     special = {_ROLES[role]: tokens[index][0] for role, index in ids.items() if index is not None}
     adds_bos = metadata["tokenizer.ggml.model"] == "llama" or _pre_name(metadata) in _LLAMA3

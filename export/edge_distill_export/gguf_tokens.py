@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from edge_distill_runtime.llama import library
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+_MARKUP = re.compile(r"[<\[]")
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,26 @@ def compare_tokenizers(tokenizer: PreTrainedTokenizerFast, path: Path) -> list[M
     """Tokenize hostile strings with `tokenizer` and with the GGUF file at `path`; the texts that differ.
 
     Every text is compared alone, with what is added around it, and behind a special token as in a chat;
-    special tokens in it are parsed. Two things that llama.cpp cannot express are left out: NFC normalization
-    (texts are normalized first), and a space that is put before the first word of a text only (Metaspace's
-    scheme "first"; then texts are compared behind a special token). The file must be one that we wrote.
+    special tokens in it are parsed. Three things that llama.cpp cannot express are left out: NFC normalization
+    (texts are normalized first); a space that is put before the first word of a text only (Metaspace's
+    scheme "first": texts are compared behind a special token); and plain tokens that llama.cpp takes for
+    special because of their text, as Qwen2's "</s>" (they are cut out of the texts).
+
+    The file must be one that we wrote, or one that has passed the runtime's check.
     """
     document = tokenizer_json(tokenizer)
+    added = {token["content"] for token in document["added_tokens"]}
     mismatches = []
-    with _vocabulary(path) as tokenize:
+    with _open(path) as vocabulary:
+        plain = [
+            token for token in document["model"]["vocab"] if token not in added and _MARKUP.search(token)
+        ]
+        mistaken = [token for token in plain if vocabulary.is_control(tokenizer.convert_tokens_to_ids(token))]
         for text, add_special in _texts(tokenizer, document):
+            for token in mistaken:
+                text = text.replace(token, "")
             expected = tokenizer.encode(text, add_special_tokens=add_special)
-            found = tokenize(text, add_special)
+            found = vocabulary.tokenize(text, add_special)
             if expected != found:
                 mismatches.append(Mismatch(text, expected, found))
     return mismatches
@@ -74,27 +87,37 @@ def _texts(tokenizer: PreTrainedTokenizerFast, document: dict[str, Any]) -> Iter
             yield behind + text, False
 
 
+@dataclass(frozen=True)
+class _Vocabulary:
+    """The vocabulary of a GGUF file, opened by libllama."""
+
+    llama: Any
+    handle: Any
+
+    def tokenize(self, text: str, add_special: bool) -> list[int]:
+        data = text.encode()
+        room = len(data) + 8
+        ids = (ctypes.c_int32 * room)()
+        count = self.llama.llama_tokenize(self.handle, data, len(data), ids, room, add_special, True)
+        if count < 0:
+            raise BackendError("tokenize-failed", f"libllama needs {-count} tokens for {len(data)} bytes")
+        return list(ids[:count])
+
+    def is_control(self, token: int) -> bool:
+        if token >= self.llama.llama_vocab_n_tokens(self.handle):  # libllama dies of it
+            return False
+        return bool(self.llama.llama_vocab_get_attr(self.handle, token) & self.llama.LLAMA_TOKEN_ATTR_CONTROL)
+
+
 @contextmanager
-def _vocabulary(path: Path) -> Iterator[Any]:
-    """A function (text, add_special) -> ids of the vocabulary in a GGUF file."""
+def _open(path: Path) -> Iterator[_Vocabulary]:
     llama = library()
     parameters = llama.llama_model_default_params()
     parameters.vocab_only = True
     model = llama.llama_model_load_from_file(str(path).encode(), parameters)
     if not model:
         raise BackendError("load-failed", f"libllama cannot load the vocabulary of {path.name}")
-    vocabulary = llama.llama_model_get_vocab(model)
-
-    def tokenize(text: str, add_special: bool) -> list[int]:
-        data = text.encode()
-        room = len(data) + 8
-        ids = (ctypes.c_int32 * room)()
-        count = llama.llama_tokenize(vocabulary, data, len(data), ids, room, add_special, True)
-        if count < 0:
-            raise BackendError("tokenize-failed", f"libllama needs {-count} tokens for {len(data)} bytes")
-        return list(ids[:count])
-
     try:
-        yield tokenize
+        yield _Vocabulary(llama, llama.llama_model_get_vocab(model))
     finally:
         llama.llama_model_free(model)
