@@ -99,6 +99,10 @@ class Adaptor(builders.Model):
             if rows != used:
                 raise RuntimeError(f"{name}: {used} of {rows} quantized rows went into the graph")
 
+    def make_key_value_cache_shape(self, layer_id: int, shape: list[Any]) -> list[Any]:
+        """The width of a head in place of the builder's symbol."""
+        return [*shape[:-1], self.head_size]
+
     def make_attention(self, layer_id: int, *args: Any, **kwargs: Any) -> None:
         """One layer's attention, with or without rotary embedding."""
         self.attention_attrs["use_rope_in_attn"] = self.settings.rotary_layers[layer_id]
