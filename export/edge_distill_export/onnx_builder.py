@@ -23,6 +23,7 @@ from onnx_ir.tensor_adapters import TorchTensor
 from transformers import PreTrainedModel
 
 from edge_distill_export.grid import BLOCK_SIZE, QuantizedTensor
+from edge_distill_export.onnx_graph import EMBEDDING, HEAD
 from edge_distill_export.onnx_packing import block_bytes, pack_blocks, pack_scales
 from edge_distill_export.onnx_views import Linear, layer_view, linear_view, rotary_tables
 
@@ -41,9 +42,6 @@ def quiet() -> Iterator[None]:
 
 with quiet():  # the import puts a folder with top-level names such as "quantization" on sys.path
     from onnxruntime_genai.models import builders
-
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
 
 
 class Adaptor(builders.Model):
@@ -105,6 +103,8 @@ class Adaptor(builders.Model):
 
     def make_attention(self, layer_id: int, *args: Any, **kwargs: Any) -> None:
         """One layer's attention, with or without rotary embedding."""
+        # A packed projection leaves these as the layer before set them.
+        self.attention_attrs["k_path"] = self.attention_attrs["v_path"] = ""
         self.attention_attrs["use_rope_in_attn"] = self.settings.rotary_layers[layer_id]
         super().make_attention(layer_id, *args, **kwargs)
 

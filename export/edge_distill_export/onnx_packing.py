@@ -20,7 +20,7 @@ def pack_blocks(tensor: QuantizedTensor) -> np.ndarray:
     """uint8 [rows, columns / 32, 16 or 32]: integer + 8 as nibbles, even columns low, or integer + 128."""
     rows, columns = tensor.integers.shape
     middle = 1 << (tensor.bits - 1)
-    unsigned = (tensor.integers.astype(np.int16) + middle).astype(np.uint8)
+    unsigned: np.ndarray = (tensor.integers.astype(np.int16) + middle).astype(np.uint8)
     if tensor.bits == 4:
         unsigned = unsigned[:, 0::2] | (unsigned[:, 1::2] << 4)
     return unsigned.reshape(rows, columns // BLOCK_SIZE, block_bytes(tensor.bits))
