@@ -30,7 +30,7 @@ def visit_linears(model: PreTrainedModel, texts: Sequence[Text], names: Sequence
     """
     import torch
 
-    tokens, is_text = _batch(texts)
+    tokens, positions, is_text = _packed(texts)
     shared: dict[str, Any] = {"activations": None, "inputs": None}
 
     def before(name: str, module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
@@ -52,8 +52,7 @@ def visit_linears(model: PreTrainedModel, texts: Sequence[Text], names: Sequence
             hooks.append(module.register_forward_pre_hook(lambda m, args, n=name: before(n, m, args)))
             hooks.append(module.register_forward_hook(lambda m, args, out, n=name: after(n, m)))
         with torch.inference_mode():
-            # Padding on the right does not reach the texts: attention is causal.
-            model.get_decoder()(input_ids=tokens, use_cache=False)
+            model.get_decoder()(input_ids=tokens, position_ids=positions, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -91,14 +90,29 @@ def importance_matrix(
     return importance
 
 
-def _batch(texts: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [texts, longest], padded on the right, and which of them are text."""
+def _packed(texts: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids [rows, longest] with several texts in a row, their positions, and which tokens are text.
+
+    Positions start at 0 with each text, by which transformers keeps the texts of a row apart.
+    """
     import torch
 
-    shape = len(texts), max(len(text.tokens) for text in texts)
-    tokens = torch.zeros(shape, dtype=torch.long)
-    is_text = torch.zeros(shape, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        tokens[row, : len(text.tokens)] = torch.tensor(text.tokens)
-        is_text[row, : len(text.tokens)] = True
-    return tokens, is_text
+    length = max(len(text.tokens) for text in texts)
+    rows: list[list[list[int]]] = []
+    for text in sorted(texts, key=lambda text: -len(text.tokens)):  # first fit, longest first
+        row = next((row for row in rows if sum(map(len, row)) + len(text.tokens) <= length), None)
+        if row is None:
+            rows.append(row := [])
+        row.append(text.tokens)
+    tokens = torch.zeros(len(rows), length, dtype=torch.long)
+    positions = torch.arange(length).repeat(len(rows), 1)
+    is_text = torch.zeros(len(rows), length, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        start = 0
+        for part in row:
+            stop = start + len(part)
+            tokens[index, start:stop] = torch.tensor(part)
+            is_text[index, start:stop] = True
+            positions[index, stop:] = torch.arange(length - stop)
+            start = stop
+    return tokens, positions, is_text

@@ -45,7 +45,9 @@ def prepare(checkpoint: Checkpoint, context: int | None) -> Source:
     context = min(longest, 2048) if context is None else context
     if not 32 <= context <= longest:
         raise InputError(
-            "bad-context", f"a context of {context} was asked for", f"{checkpoint.name} takes 32 to {longest} tokens"
+            "bad-context",
+            f"a context of {context} was asked for",
+            f"{checkpoint.name} takes 32 to {longest} tokens",
         )
     tokenizer = checkpoint.tokenizer
     chat = chat_segments(tokenizer)
@@ -192,8 +194,12 @@ def check_tokenizer(source: Source, directory: Path) -> int:
     for text in HOSTILE_STRINGS:
         expected = tokenizer.encode(text, add_special_tokens=False)
         if encode(stored, text) != expected:
-            raise ParityError("tokenizer", f"tokenizer.json splits {text!r} differently", "report this as a bug")
-    if (directory / "model.gguf").exists() and (bad := compare_tokenizers(tokenizer, directory / "model.gguf")):
+            raise ParityError(
+                "tokenizer", f"tokenizer.json splits {text!r} differently", "report this as a bug"
+            )
+    if (directory / "model.gguf").exists() and (
+        bad := compare_tokenizers(tokenizer, directory / "model.gguf")
+    ):
         raise ParityError("tokenizer", f"libllama splits {bad[0].text!r} differently", "report this as a bug")
     return len(HOSTILE_STRINGS)
 

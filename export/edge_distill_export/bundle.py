@@ -28,7 +28,9 @@ _AT_FDCWD = -100
 def check_destination(directory: Path, force: bool) -> None:
     """Raise before any work when the bundle could not be put into place later."""
     if directory.exists() and not force:
-        raise InputError("exists", f"{directory} exists already", "choose another --out, or replace it with --force")
+        raise InputError(
+            "exists", f"{directory} exists already", "choose another --out, or replace it with --force"
+        )
     if force and directory.exists() and not (directory / MANIFEST_NAME).exists():
         raise InputError(
             "not-a-bundle", f"{directory} is no bundle, --force does not replace it", "choose another --out"
@@ -83,7 +85,9 @@ def publish(staging: Path, directory: Path) -> None:
     except OSError as exc:
         if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise _translated(exc, directory.parent) from exc
-        _exchange(staging, directory)  # the old bundle now lies in the staging directory, which `staged` removes
+        _exchange(
+            staging, directory
+        )  # the old bundle now lies in the staging directory, which `staged` removes
     _sync(directory.parent)
 
 
@@ -128,7 +132,9 @@ def _translated(exc: OSError, directory: Path) -> ResourceError:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         free = shutil.disk_usage(directory).free >> 20 if directory.exists() else 0
         return ResourceError(
-            "disk-full", f"the disk of {directory} is full ({free} MiB free)", "free space, or choose another --out"
+            "disk-full",
+            f"the disk of {directory} is full ({free} MiB free)",
+            "free space, or choose another --out",
         )
     if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ResourceError("not-writable", f"{directory} cannot be written", "choose another --out")

@@ -29,7 +29,7 @@ _MAX_TRACES = 100_000
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 # How the student writes its own calibration traces.
-OWN_TRACES = 64
+OWN_TRACES = 32
 OWN_TOKENS = 256
 OWN_BATCH = 16
 _OWN_TEMPERATURE = 0.7
@@ -109,7 +109,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             if line:
                 yield number, line
         if file.read(1):
-            raise InputError("too-many-traces", f"{path} has more than {_MAX_TRACES} lines", "take a part of it")
+            raise InputError(
+                "too-many-traces", f"{path} has more than {_MAX_TRACES} lines", "take a part of it"
+            )
 
 
 def _trace(item: Any) -> Trace:
@@ -152,7 +154,9 @@ def render_trace(trace: Trace, style: Style, tokenizer: PreTrainedTokenizerFast,
         reasoning = f"{trace.reasoning}\n" if trace.reasoning else ""
     end = style.chat.assistant[1] if style.chat else style.end
     encoded = tokenizer(
-        prompt + reasoning + trace.answer + end.rstrip(), add_special_tokens=False, return_offsets_mapping=True
+        prompt + reasoning + trace.answer + end.rstrip(),
+        add_special_tokens=False,
+        return_offsets_mapping=True,
     )
     tokens, starts = encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
     if len(tokens) > context:
@@ -186,7 +190,8 @@ def own_traces(
         for start in range(0, len(prompts), OWN_BATCH):
             batch = prompts[start : start + OWN_BATCH]
             options = [
-                SamplingOptions(_OWN_TEMPERATURE, top_p=_OWN_TOP_P, seed=seed + start + i) for i in range(len(batch))
+                SamplingOptions(_OWN_TEMPERATURE, top_p=_OWN_TOP_P, seed=seed + start + i)
+                for i in range(len(batch))
             ]
             samplers = [make_sampler(option) for option in options]
             written = _generate(backend, batch, samplers, stop_ids, context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from os.path import commonprefix
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from edge_distill_runtime.chat import ChatSegments, ReasoningMarkers, render
@@ -17,7 +17,10 @@ _SYSTEM, _USER, _ASSISTANT, _LAST = "SysContent", "UserContent", "AssistantConte
 # Conversations whose prompts must come out byte for byte as the template renders them.
 PROBES: tuple[list[dict[str, str]], ...] = (
     [{"role": "user", "content": "What is 17 + 25?"}],
-    [{"role": "system", "content": "Reason step by step."}, {"role": "user", "content": "Name a prime > 10."}],
+    [
+        {"role": "system", "content": "Reason step by step."},
+        {"role": "user", "content": "Name a prime > 10."},
+    ],
     [
         {"role": "user", "content": "Hi 👋🏽, naïve café — ok?"},
         {"role": "assistant", "content": "Ready."},
@@ -41,8 +44,13 @@ def chat_segments(tokenizer: PreTrainedTokenizerFast) -> ChatSegments | None:
         return None
     template = _Template(tokenizer)
     strips = f" {_USER} " not in template([("user", f" {_USER} ")])
-    before_user, after_user = template([("user", _USER)]).split(_USER)
-    prompt = template([("user", _USER)], generation_prompt=True).split(_USER)[1]
+    closed = template([("user", _USER)])
+    if closed.count(_USER) != 1:
+        raise _not_segments(tokenizer, "it changes contents")
+    before_user, after_user = closed.split(_USER)
+    prompt = template([("user", _USER)], generation_prompt=True).split(_USER)[-1]
+    if not prompt.startswith(after_user):  # Phi-3 closes a conversation that does not go on by the end token
+        after_user = after_user.removesuffix(tokenizer.eos_token or "")
     if not prompt.startswith(after_user):
         raise _not_segments(tokenizer, "the generation prompt changes the user's turn")
     head, middle, between, _ = _split(
@@ -51,7 +59,7 @@ def chat_segments(tokenizer: PreTrainedTokenizerFast) -> ChatSegments | None:
     )
     if head != before_user or not middle.startswith(after_user):
         raise _not_segments(tokenizer, "a turn depends on the turns after it")
-    after_assistant, user = _split_turns(template, between, before_user)
+    after_assistant, user = _split_turns(template, between, before_user, tokenizer.eos_token or "")
     rest = before_user.removesuffix(user)
     bos = tokenizer.bos_token or ""
     prefix = bos if bos and rest.startswith(bos) and not _system_starts_with(template, bos, rest) else ""
@@ -80,9 +88,10 @@ def check_chat(tokenizer: PreTrainedTokenizerFast, segments: ChatSegments) -> in
         expected = template([(m["role"], m["content"]) for m in messages], generation_prompt=True)
         found = render(segments, messages)
         if found != expected:
-            at = len(commonprefix([found, expected]))
+            at = len(_common_prefix(found, expected))
             raise _not_segments(
-                tokenizer, f"at character {at} it gives {expected[at:at + 40]!r}, the segments {found[at:at + 40]!r}"
+                tokenizer,
+                f"at character {at} it gives {expected[at : at + 40]!r}, the segments {found[at : at + 40]!r}",
             )
         compared += 1
     return compared
@@ -122,14 +131,15 @@ class _Template:
             return None
 
 
-def _split_turns(template: _Template, between: str, head: str) -> tuple[str, str]:
+def _split_turns(template: _Template, between: str, head: str, eos: str) -> tuple[str, str]:
     """Split what stands between an assistant's and a user's content into the end of one and the start of the other."""
     closed = template.attempt([("user", _USER), ("assistant", _ASSISTANT)])
-    after = closed.split(_ASSISTANT)[-1] if closed else ""
-    if between.startswith(after) and head.endswith(between.removeprefix(after)):
-        return after, between.removeprefix(after)
+    full = closed.split(_ASSISTANT)[-1] if closed else ""
+    for after in (full, full.removesuffix(eos)):
+        if between.startswith(after) and head.endswith(between.removeprefix(after)):
+            return after, between.removeprefix(after)
     # The template closes a last turn in its own way: whatever also starts the conversation belongs to the user.
-    user = commonprefix([between[::-1], head[::-1]])[::-1]
+    user = _common_prefix(between[::-1], head[::-1])[::-1]
     return between.removesuffix(user), user
 
 
@@ -157,6 +167,10 @@ def _split(text: str, sentinels: tuple[str, ...]) -> list[str]:
         part, _, text = text.partition(sentinel)
         parts.append(part)
     return [*parts, text]
+
+
+def _common_prefix(first: str, second: str) -> str:
+    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def _not_segments(tokenizer: PreTrainedTokenizerFast, why: str) -> InputError:

@@ -60,7 +60,9 @@ def load_checkpoint(reference: str | Path, *, _depth: int = 0) -> Checkpoint:
     except Exception as exc:
         # Foreign errors are translated here, once: safetensors, tokenizers and transformers raise many kinds.
         reason = str(exc).strip().split("\n")[0][:300] or type(exc).__name__
-        raise InputError("unreadable-checkpoint", f"{path} cannot be loaded: {reason}", "check the files") from exc
+        raise InputError(
+            "unreadable-checkpoint", f"{path} cannot be loaded: {reason}", "check the files"
+        ) from exc
     _check(checkpoint)
     return checkpoint
 
@@ -88,12 +90,16 @@ def _resolve(reference: str) -> Path:
         return path
     if not _HUB_ID.fullmatch(reference) or reference.startswith((".", "/", "~")):
         raise InputError(
-            "missing-checkpoint", f"{reference} does not exist", "give a model directory, a .gguf file or a hub id"
+            "missing-checkpoint",
+            f"{reference} does not exist",
+            "give a model directory, a .gguf file or a hub id",
         )
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(reference, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]))
+        return Path(
+            snapshot_download(reference, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"])
+        )
     except Exception as exc:
         reason = str(exc).strip().split("\n")[0][:200] or type(exc).__name__
         raise InputError(
@@ -111,7 +117,12 @@ def _load_directory(path: Path) -> Checkpoint:
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     family_of(config)
     model, report = AutoModelForCausalLM.from_pretrained(
-        path, config=config, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        path,
+        config=config,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
     )
     _check_keys(path, report)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -140,7 +151,9 @@ def _load_adapter(path: Path, depth: int) -> Checkpoint:
     from transformers import AutoTokenizer
 
     if depth >= _MAX_ADAPTERS:
-        raise InputError("adapter-loop", f"{path} stands on more than {_MAX_ADAPTERS} adapters", "merge them first")
+        raise InputError(
+            "adapter-loop", f"{path} stands on more than {_MAX_ADAPTERS} adapters", "merge them first"
+        )
     base = load_checkpoint(_base_of(path, check_adapter(path)), _depth=depth + 1)
     tokenizer = base.tokenizer
     if (path / "tokenizer.json").exists():
@@ -213,7 +226,9 @@ def _check(checkpoint: Checkpoint) -> None:
     family_of(checkpoint.config)
     tokenizer = checkpoint.tokenizer
     if not getattr(tokenizer, "is_fast", False):
-        raise InputError("slow-tokenizer", f"{checkpoint.name} has no fast tokenizer", "save a tokenizer.json")
+        raise InputError(
+            "slow-tokenizer", f"{checkpoint.name} has no fast tokenizer", "save a tokenizer.json"
+        )
     rows = checkpoint.model.get_input_embeddings().weight.shape[0]
     highest = max(tokenizer.get_vocab().values(), default=-1) + 1
     if highest > rows:
@@ -224,7 +239,9 @@ def _check(checkpoint: Checkpoint) -> None:
         )
     for name, weight in checkpoint.model.named_parameters():
         if not torch.isfinite(weight).all():
-            raise InputError("not-finite", f"{name} holds NaN or Inf", "the training diverged: take an earlier one")
+            raise InputError(
+                "not-finite", f"{name} holds NaN or Inf", "the training diverged: take an earlier one"
+            )
 
 
 __all__ = ["Checkpoint", "load_checkpoint", "read_config"]

@@ -32,7 +32,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as exc:
         raise InputError("bad-json", f"{path} is not valid JSON: {exc}", "download it again") from exc
     if not isinstance(value, dict):
-        raise InputError("bad-json", f"{path} holds {type(value).__name__}, not an object", "download it again")
+        raise InputError(
+            "bad-json", f"{path} holds {type(value).__name__}, not an object", "download it again"
+        )
     return value
 
 
@@ -88,7 +90,11 @@ def weight_files(directory: Path) -> list[Path]:
             )
         raise InputError("no-weights", f"{directory} has neither {SINGLE} nor {INDEX}", "check the path")
     shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+    if (
+        not isinstance(shards, dict)
+        or not shards
+        or not all(isinstance(name, str) for name in shards.values())
+    ):
         raise InputError("bad-index", f"{index} has no weight_map of file names", "download it again")
     names = sorted(set(shards.values()))
     for name in names:
@@ -125,7 +131,9 @@ def check_safetensors(path: Path) -> None:
         tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
         end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as exc:
-        raise InputError("bad-safetensors", f"{path} has a damaged header: {exc}", "download it again") from exc
+        raise InputError(
+            "bad-safetensors", f"{path} has a damaged header: {exc}", "download it again"
+        ) from exc
     if not isinstance(end, int) or 8 + length + end != size:
         raise InputError(
             "truncated",
@@ -138,7 +146,9 @@ def check_adapter(directory: Path) -> dict[str, Any]:
     """Check a PEFT adapter directory and return its adapter_config.json."""
     config = read_json(directory / "adapter_config.json")
     if not (directory / ADAPTER).exists():
-        found = "pickled adapter weights" if (directory / "adapter_model.bin").exists() else "no adapter weights"
+        found = (
+            "pickled adapter weights" if (directory / "adapter_model.bin").exists() else "no adapter weights"
+        )
         raise InputError(
             "pickle" if found.startswith("pickled") else "no-weights",
             f"{directory} has {found} and no {ADAPTER}",

@@ -17,6 +17,7 @@ from edge_distill_export.calibration import (
     OWN_TOKENS,
     OWN_TRACES,
     Text,
+    Trace,
     builtin_traces,
     own_traces,
     prompt_text,
@@ -28,6 +29,7 @@ from edge_distill_export.grid import quantize_rtn
 from edge_distill_runtime.errors import InputError
 from edge_distill_runtime.machine import usable_cpus
 
+SOLVED_TRACES = 64
 MAX_TOKENS = 24_000
 """More calibration text than this is thinned out evenly: time and memory grow with it, quality hardly does."""
 
@@ -51,13 +53,20 @@ class Calibration:
 
 
 def calibration_texts(source: Source, path: Path | None, out: Path) -> Calibration:
-    """Read `path`, or let the student write; its own traces are kept in `out` for reading and reuse."""
+    """Read `path`, or let the student write; its own traces are kept in `out` for reading and reuse.
+
+    To what the student writes come worked solutions of other built-in problems: its own text is what it will see
+    in use, the solutions hold the steps that a small student leaves out.
+    """
     tokenizer = source.checkpoint.tokenizer
     if path is not None:
         texts = render_traces(read_traces(path), source.style, tokenizer, source.context_length)
         return Calibration(_thinned(texts), path.name)
-    texts = _written_by_student(source, out)
-    _save(source, texts, out / f"{source.checkpoint.name}-calibration.jsonl")
+    problems = builtin_traces("calibration")
+    own, solved = problems[:OWN_TRACES], problems[OWN_TRACES : OWN_TRACES + SOLVED_TRACES]
+    texts = _written_by_student(source, own, out)
+    texts += render_traces(solved, source.style, tokenizer, source.context_length)
+    _save(source, [*own, *solved], texts, out / f"{source.checkpoint.name}-calibration.jsonl")
     return Calibration(_thinned(texts), "own")
 
 
@@ -68,7 +77,7 @@ def _thinned(texts: Sequence[Text]) -> tuple[Text, ...]:
     return tuple(texts[index * len(texts) // keep] for index in range(keep))
 
 
-def _written_by_student(source: Source, out: Path) -> list[Text]:
+def _written_by_student(source: Source, problems: Sequence[Trace], out: Path) -> list[Text]:
     """Sample the student's solutions of the built-in problems from an 8-bit GGUF of it."""
     from edge_distill_export.gguf_writer import write_gguf
     from edge_distill_runtime.llama import LlamaBackend
@@ -80,7 +89,7 @@ def _written_by_student(source: Source, out: Path) -> list[Text]:
     quantized = {name: quantize_rtn(weights[name].data, 8, name) for name in names}
     prompts = [
         checkpoint.tokenizer.encode(prompt_text(trace, source.style), add_special_tokens=False)
-        for trace in builtin_traces("calibration")[:OWN_TRACES]
+        for trace in problems
     ]
     longest = max(map(len, prompts))
     if longest >= source.context_length:
@@ -91,7 +100,9 @@ def _written_by_student(source: Source, out: Path) -> list[Text]:
         )
     with staged(out / "calibration") as directory:
         path = directory / "model.gguf"
-        write_gguf(checkpoint, path, float_type="f16", quantized=quantized, context_length=source.context_length)
+        write_gguf(
+            checkpoint, path, float_type="f16", quantized=quantized, context_length=source.context_length
+        )
         room = min(source.context_length, longest + OWN_TOKENS)
         backend = LlamaBackend(path, context=room * OWN_BATCH, threads=usable_cpus())
         try:
@@ -100,11 +111,11 @@ def _written_by_student(source: Source, out: Path) -> list[Text]:
             backend.close()
 
 
-def _save(source: Source, texts: Sequence[Text], path: Path) -> None:
+def _save(source: Source, traces: Sequence[Trace], texts: Sequence[Text], path: Path) -> None:
     """The traces in the form that `--calibrate` reads, written atomically."""
     tokenizer = source.checkpoint.tokenizer
     lines = []
-    for trace, text in zip(builtin_traces("calibration"), texts, strict=False):
+    for trace, text in zip(traces, texts, strict=True):
         answer = tokenizer.decode(text.tokens[text.prompt :], skip_special_tokens=True)
         messages = [*trace.messages, {"role": "assistant", "content": answer}]
         lines.append(json.dumps({"messages": messages}, ensure_ascii=False))

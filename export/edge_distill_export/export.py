@@ -17,11 +17,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from edge_distill_export.artifact import Source, check_tokenizer, make_manifest, prepare, write_model, write_modelfile
+from edge_distill_export.artifact import (
+    Source,
+    check_tokenizer,
+    make_manifest,
+    prepare,
+    write_model,
+    write_modelfile,
+)
 from edge_distill_export.bundle import check_destination, publish, seal, staged
 from edge_distill_export.calibration import Text, builtin_traces, render_traces
-from edge_distill_export.checkpoint import load_checkpoint
 from edge_distill_export.chat_template import check_chat
+from edge_distill_export.checkpoint import load_checkpoint
 from edge_distill_export.collect import Calibration, calibration_texts
 from edge_distill_export.families import linear_names
 from edge_distill_export.grid import QuantizedTensor, quantize_rtn
@@ -120,7 +127,9 @@ def export(
     places = {target: out / f"{name}-{target.precision}" for target in targets}
     for place in places.values():
         check_destination(place, force)
-    heldout = render_traces(builtin_traces("heldout"), source.style, source.checkpoint.tokenizer, source.context_length)
+    heldout = render_traces(
+        builtin_traces("heldout"), source.style, source.checkpoint.tokenizer, source.context_length
+    )
     calibration = None
     if any(target.k_quant or (target.bits == 4 and method == "gptq") for target in targets):
         calibration = calibration_texts(source, calibrate, out)
@@ -130,7 +139,9 @@ def export(
         manifests = {}
         for target, directory in stages.items():
             with stage(f"Writing {target}"):
-                write_model(source, target, directory, tensors.get(target.bits, {}), importance, usable_cpus())
+                write_model(
+                    source, target, directory, tensors.get(target.bits, {}), importance, usable_cpus()
+                )
                 used = _method_of(target, method)
                 lineage = _lineage(source, calibration if used in ("gptq", "k-quant") else None)
                 manifests[target] = seal(directory, make_manifest(source, target, directory, used, lineage))
@@ -145,12 +156,17 @@ def export(
                 failures.append(exc)
                 continue
             manifest = replace(manifests[target], verification=verification)
-            bundles.append(_finish(source, target, manifest, directory, places[target], parities[target], limit))
+            bundles.append(
+                _finish(source, target, manifest, directory, places[target], parities[target], limit)
+            )
     if failures:
         made = f"; made: {', '.join(bundle.target for bundle in bundles)}" if bundles else ""
         raise ParityError(failures[0].code, failures[0].what + made, failures[0].hint)
     return ExportResult(
-        tuple(bundles), calibration.to_dict() if calibration else None, time.monotonic() - started, peak_memory()
+        tuple(bundles),
+        calibration.to_dict() if calibration else None,
+        time.monotonic() - started,
+        peak_memory(),
     )
 
 

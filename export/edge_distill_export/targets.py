@@ -52,5 +52,7 @@ def parse_targets(names: Iterable[str]) -> tuple[Target, ...]:
         if name not in TARGETS:
             close = difflib.get_close_matches(name, TARGETS, n=1, cutoff=0.3)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise InputError("unknown-target", f"target {name!r} is unknown", f"{hint}known: {', '.join(TARGETS)}")
+            raise InputError(
+                "unknown-target", f"target {name!r} is unknown", f"{hint}known: {', '.join(TARGETS)}"
+            )
     return tuple(TARGETS[name] for name in unique)

@@ -1,0 +1,151 @@
+"""GPTQ: against brute force, against rounding, and on Hessians that have no inverse."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from edge_distill_export.activations import importance_matrix, replaced_weights, visit_linears
+from edge_distill_export.calibration import Text
+from edge_distill_export.families import linear_names
+from edge_distill_export.gptq import Hessian, _refine_scales, quantize_gptq, quantize_layer, search_scales
+from edge_distill_export.grid import QuantizedTensor, block_scales, nearest_integers, quantize_rtn, to_blocks
+from edge_distill_runtime.errors import InputError
+from tests.random_models import random_checkpoint, variant_named
+
+
+def inputs(tokens: int, columns: int, seed: int = 0) -> torch.Tensor:
+    """Correlated activations with a few large channels, as transformers have them."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(tokens, columns // 4, generator=generator) @ torch.randn(
+        columns // 4, columns, generator=generator
+    )
+    return (mixed + torch.randn(tokens, columns, generator=generator)) * torch.logspace(-1, 1, columns)
+
+
+def loss(weight: torch.Tensor, tensor: QuantizedTensor, x: torch.Tensor) -> float:
+    return float(((weight - torch.from_numpy(tensor.dequantize())) @ x.T).square().mean())
+
+
+def test_output_error_is_far_below_rounding() -> None:
+    weight, x = torch.randn(64, 256, generator=torch.Generator().manual_seed(1)), inputs(2000, 256)
+    tensor = quantize_layer(weight, Hessian(x.T @ x / len(x), "layer"))
+    assert loss(weight, tensor, x) < 0.5 * loss(weight, quantize_rtn(weight, 4), x)
+
+
+def test_uncorrelated_inputs_are_no_worse_than_rounding() -> None:
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(2))
+    tensor = quantize_layer(weight, Hessian(torch.eye(64), "layer"))
+    x = torch.eye(64)
+    assert loss(weight, tensor, x) <= loss(weight, quantize_rtn(weight, 4), x) * 1.0001
+
+
+def test_integers_against_brute_force() -> None:
+    # two live columns: all 256 pairs of integers can be tried, with the scale that was chosen
+    weight = torch.zeros(1, 32)
+    weight[0, :2] = torch.tensor([1.0, 0.37])
+    matrix = torch.eye(32) * 1e-3
+    matrix[:2, :2] = torch.tensor([[2.0, 1.5], [1.5, 1.3]])
+    hessian = Hessian(matrix, "layer")
+    tensor = quantize_layer(weight, hessian)
+    scale = float(tensor.scales[0, 0])
+
+    def error(pair: tuple[int, int]) -> float:
+        difference = weight[0].clone()
+        difference[:2] -= torch.tensor(pair) * scale
+        return float(difference @ hessian.matrix @ difference)
+
+    found = error((int(tensor.integers[0, 0]), int(tensor.integers[0, 1])))
+    best = min(error(pair) for pair in itertools.product(range(-8, 8), repeat=2))
+    assert found <= best * 1.05 + 1e-9
+
+
+def test_refined_scales_solve_the_normal_equations() -> None:
+    # reference: least squares over all scales of a row at once
+    generator = torch.Generator().manual_seed(3)
+    weight, x = torch.randn(3, 64, generator=generator), inputs(500, 64)
+    scales = block_scales(to_blocks(weight), 4)
+    integers = nearest_integers(to_blocks(weight), scales, 4).reshape(weight.shape)
+    found = _refine_scales(weight, integers, scales, x.T @ x)
+    for row in range(3):
+        design = torch.stack(
+            [x[:, b * 32 : b * 32 + 32] @ integers[row, b * 32 : b * 32 + 32] for b in (0, 1)], 1
+        )
+        expected = torch.linalg.lstsq(design.double(), (x @ weight[row]).double()[:, None]).solution[:, 0]
+        # float16 keeps eleven bits
+        assert torch.allclose(found[row].double(), expected, rtol=2e-3)
+
+
+def test_scale_search_never_loses_to_ggmls_scale() -> None:
+    weight, importance = torch.randn(16, 128), torch.rand(128) + 0.01
+    blocks, weights = to_blocks(weight), importance.reshape(1, -1, 32)
+
+    def error(scales: torch.Tensor) -> torch.Tensor:
+        return ((nearest_integers(blocks, scales, 4) * scales[..., None] - blocks).square() * weights).sum(-1)
+
+    assert (error(search_scales(weight, importance)) <= error(block_scales(blocks, 4)) + 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    "matrix", [torch.zeros(64, 64), torch.ones(64, 64), torch.diag(torch.arange(64.0) > 40).float()]
+)
+def test_singular_hessians_recover(matrix: torch.Tensor) -> None:
+    tensor = quantize_layer(torch.randn(8, 64), Hessian(matrix, "layer"))
+    assert abs(tensor.dequantize()).max() < 100
+
+
+def test_a_hessian_of_nan_is_refused() -> None:
+    with pytest.raises(InputError, match=r"model\.layers\.0"):
+        Hessian(torch.full((32, 32), float("nan")), "model.layers.0")
+
+
+def test_layers_see_the_quantized_layers_before_them_and_the_model_is_left_alone() -> None:
+    model, _ = random_checkpoint(variant_named("llama-tied-gqa"))
+    names = linear_names(model.config)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    texts = [Text(list(range(20, 60)), 0, 40), Text(list(range(100, 117)), 0, 17)]
+    embedding = {"model.embed_tokens.weight": quantize_rtn(model.get_input_embeddings().weight.data, 8)}
+    quantized = quantize_gptq(model, texts, names, embedding, lambda: None)
+    assert list(quantized) == names
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, before[name]), name
+
+    # inputs of the last layer, computed by the model with the weights that it should have seen
+    weights = {name: tensor.dequantize() for name, tensor in {**embedding, **quantized}.items()}
+    weights.pop(names[-1])
+    expected = {}
+    with replaced_weights(model, weights):
+        visit_linears(model, texts, names[-1:], lambda name, _, x: expected.update({name: x}))
+    matrix = expected[names[-1]].T @ expected[names[-1]] / len(expected[names[-1]])
+    again = quantize_layer(before[names[-1]], Hessian(matrix, "again"), "again")
+    assert (again.integers == quantized[names[-1]].integers).mean() > 0.999
+    assert expected[names[-1]].shape == (57, model.config.intermediate_size)  # padding is left out
+
+
+@pytest.mark.parametrize("family", ["llama-tied-gqa", "gemma3_text-tied-gqa"])
+def test_texts_in_one_row_do_not_see_each_other(family: str) -> None:
+    model, _ = random_checkpoint(variant_named(family))
+    name = linear_names(model.config)[-1]
+    texts = [Text(list(range(first, first + count)), 0, count) for first, count in ((0, 50), (60, 30), (100, 18))]
+
+    def inputs_of(texts: list[Text]) -> torch.Tensor:
+        found = []
+        visit_linears(model, texts, [name], lambda name, weight, x: found.append(x))  # type: ignore[func-returns-value]
+        return found[0]
+
+    together = inputs_of(texts)  # 30 and 18 tokens share a row
+    alone = torch.cat([inputs_of([text]) for text in texts])
+    assert torch.allclose(together, alone, atol=1e-4), (together - alone).abs().max()
+
+
+def test_importance_is_the_mean_squared_input() -> None:
+    model, _ = random_checkpoint(variant_named("llama-tied-gqa"))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    text = Text(list(range(30)), 0, 30)
+    found = importance_matrix(model, [text], [name], lambda: None)[name]
+    with torch.inference_mode():
+        hidden = model.get_input_embeddings()(torch.tensor([text.tokens]))
+        expected = model.model.layers[0].input_layernorm(hidden)[0].square().mean(0)
+    assert torch.allclose(torch.from_numpy(found), expected, rtol=1e-5)
