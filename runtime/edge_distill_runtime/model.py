@@ -16,13 +16,13 @@ from edge_distill_runtime.detokenizer import Detokenizer, encode, load_tokenizer
 from edge_distill_runtime.errors import BundleError, InputError, ResourceError
 from edge_distill_runtime.machine import memory_limit, usable_cpus
 from edge_distill_runtime.manifest import Manifest, read_manifest, verify_files
+from edge_distill_runtime.memory import cache_bytes, needed_memory
 from edge_distill_runtime.sampling import SamplingOptions, make_sampler
 
 __all__ = ["Event", "Generation", "Model", "load"]
 
 Prompt = str | SequenceOf[Mapping[str, str]]
 FinishReason = Literal["stop", "length", "context"]
-_OVERHEAD = 40 << 20  # bytes that an engine needs beside weights and cache
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,17 @@ def _open_backend(directory: Path, manifest: Manifest, context: int, threads: in
 
 
 def _check_memory(manifest: Manifest, context: int) -> None:
-    weights = sum(entry.size for entry in manifest.files if entry.path.startswith(manifest.model_file))
-    cache = manifest.kv.bytes_per_token * context
+    sizes = {entry.path: entry.size for entry in manifest.files}
+    need = needed_memory(
+        manifest.format,
+        model_bytes=sum(size for path, size in sizes.items() if path.startswith(manifest.model_file)),
+        cache_bytes=cache_bytes(manifest.format, manifest.kv.bytes_per_token, context),
+        tokenizer_bytes=sizes["tokenizer.json"],
+        vocab_size=manifest.vocab_size,
+    )
     limit = memory_limit()
-    if limit is not None and weights + cache + _OVERHEAD > limit:
-        need, have = (weights + cache + _OVERHEAD) >> 20, limit >> 20
+    if limit is not None and need > limit:
+        need, have = need >> 20, limit >> 20
         raise ResourceError(
             "memory",
             f"{manifest.name} with a context of {context} needs {need} MiB, this process may have {have} MiB",
