@@ -1,4 +1,4 @@
-"""What `write_onnx` leaves on the disk: the grid bit for bit, ties, the same bytes twice, genai_config.json."""
+"""What `write_onnx` leaves on the disk: the grid bit for bit, ties, the same bytes twice, genai_config."""
 
 from __future__ import annotations
 
