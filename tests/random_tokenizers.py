@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 from tokenizers import (
     AddedToken,
@@ -103,14 +104,15 @@ _CHAT_TOKENS = ["<|im_start|>", "<|im_end|>"]
 def _byte_level(kind: str) -> Tokenizer:
     """Byte-level BPE with the pre-tokenizer of SmolLM2, Qwen2, Llama 3 or GPT-2."""
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind in ("smollm", "gpt2"))
-    steps = {
-        "smollm": [pre_tokenizers.Digits(individual_digits=True), byte_level],
-        "gpt2": [byte_level],
-        "llama3": [pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), "isolated"), byte_level],
-        "qwen2": [pre_tokenizers.Split(Regex(_QWEN2_SPLIT), "isolated"), byte_level],
-    }[kind]
+    before: dict[str, list[Any]] = {
+        "smollm": [pre_tokenizers.Digits(individual_digits=True)],
+        "gpt2": [],
+        "llama3": [pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), "isolated")],
+        "qwen2": [pre_tokenizers.Split(Regex(_QWEN2_SPLIT), "isolated")],
+    }
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
+    steps = [*before[kind], byte_level]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps) if before[kind] else byte_level
     if kind == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()

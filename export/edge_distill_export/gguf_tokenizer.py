@@ -86,11 +86,10 @@ def _byte_fallback(metadata: dict[str, Any]) -> Tokenizer:
     tokenizer = Tokenizer(
         models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     )
-    spaces, strip = [normalizers.Replace(" ", "▁")], []
-    if metadata.get("tokenizer.ggml.add_space_prefix", True):
-        spaces.insert(0, normalizers.Prepend("▁"))
-        strip.append(decoders.Strip(" ", 1, 0))
-    tokenizer.normalizer = normalizers.Sequence(spaces)
+    prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    spaces = normalizers.Replace(" ", "▁")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
@@ -130,7 +129,7 @@ def _wrap(tokenizer: Tokenizer, metadata: dict[str, Any]) -> PreTrainedTokenizer
         single=f"{bos}$A{eos}",
         pair=f"{bos}$A{eos} {bos}$B{eos}",
         special_tokens=[
-            (tokens[ids[role]][0], ids[role]) for role in ("bos", "eos") if ids[role] is not None
+            (tokens[index][0], index) for role in ("bos", "eos") if (index := ids[role]) is not None
         ],
     )
     wrapped = PreTrainedTokenizerFast(

@@ -41,10 +41,13 @@ def compare_tokenizers(tokenizer: PreTrainedTokenizerFast, path: Path) -> list[M
     """Tokenize hostile strings with `tokenizer` and with the GGUF file at `path`; the texts that differ.
 
     Every text is compared alone, with what is added around it, and behind a special token as in a chat;
-    special tokens in it are parsed. Three things that llama.cpp cannot express are left out: NFC normalization
-    (texts are normalized first); a space that is put before the first word of a text only (Metaspace's
-    scheme "first": texts are compared behind a special token); and plain tokens that llama.cpp takes for
-    special because of their text, as Qwen2's "</s>" (they are cut out of the texts).
+    special tokens in it are parsed. Some things that llama.cpp cannot express are left out:
+
+    - NFC normalization: texts are normalized first;
+    - a space before the first word of a text only (Metaspace's scheme "first"): texts are compared behind a
+      special token;
+    - plain tokens that llama.cpp takes for special by their text, as Qwen2's "</s>": they are cut out;
+    - special tokens that swallow white space beyond ASCII: texts are compared behind one that swallows none.
 
     The file must be one that we wrote, or one that has passed the runtime's check.
     """
@@ -76,7 +79,8 @@ def _texts(tokenizer: PreTrainedTokenizerFast, document: dict[str, Any]) -> Iter
     normalizer = document["normalizer"]
     nfc = normalizer is not None and normalizer["type"] == "NFC"
     first_word_only = '"prepend_scheme": "first"' in json.dumps(document["pre_tokenizer"])
-    behind = next((token for token in special if token == tokenizer.eos_token), "".join(special[-1:]))
+    swallows = {token["content"] for token in document["added_tokens"] if token["rstrip"]}
+    behind = next((token for token in [tokenizer.eos_token, *special] if token and token not in swallows), "")
     for text in (*HOSTILE_STRINGS, *around):
         if nfc:
             text = tokenizer.backend_tokenizer.normalizer.normalize_str(text)

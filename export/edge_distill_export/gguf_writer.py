@@ -123,7 +123,7 @@ def _tensors(
     name_of = gguf_names(config)
     unused = set(quantized)
     for name, values in rope_tensors(config).items():
-        yield _Tensor(name, values.shape, "F32", lambda values=values: values)
+        yield _Tensor(name, values.shape, "F32", values.copy)
     for name, parameter in model.named_parameters():  # a tied head is the embedding and comes once
         tensor_name = name_of(name)
         if tensor_name is None or not _reads(family, name):
