@@ -1,0 +1,149 @@
+"""How large an artifact will be, from a configuration and shapes alone: the model may lie on torch's meta device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edge_distill_export.artifact import Source
+from edge_distill_export.families import head_dim, linear_names
+from edge_distill_export.gguf_metadata import check_gguf
+from edge_distill_export.gguf_vocab import Vocabulary, read_vocabulary
+from edge_distill_export.gguf_writer import gguf_names, tensor_shapes
+from edge_distill_export.grid import BLOCK_SIZE
+from edge_distill_export.kquants import Fallback, predict_fallbacks, predict_types
+from edge_distill_export.onnx_graph import builder_config
+from edge_distill_export.onnx_views import rotary_tables
+from edge_distill_export.targets import Target
+from edge_distill_runtime.errors import InputError
+from edge_distill_runtime.gguf_header import GGML_TYPES
+from edge_distill_runtime.manifest import KVLayout
+from edge_distill_runtime.memory import repacks
+
+_TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
+_EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
+_ALIGNMENT = 32  # GGUF's default for tensor data
+_GGUF_KEYS = 2000  # bytes of the keys and values but the vocabulary's
+# model.onnx without its weights: 5.6 to 7.4 kB of nodes and names a layer with the families' graphs.
+_GRAPH_LAYER, _GRAPH_REST = 7000, 4000
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """The model file(s) of one target."""
+
+    file_bytes: int
+    data_bytes: int
+    """Of tensors alone."""
+    copied_bytes: int
+    """Of tensors that the engine holds twice."""
+    fallbacks: tuple[Fallback, ...] = ()
+
+
+def kv_layout(source: Source, target: Target) -> KVLayout:
+    """float16 in libllama, float32 in the ONNX graph."""
+    config = source.checkpoint.config
+    value = 2 if target.format == "gguf" else 4
+    return KVLayout(config.num_hidden_layers, config.num_key_value_heads, head_dim(config), value)
+
+
+def model_size(source: Source, target: Target) -> ModelSize:
+    """Predict the file; raises `InputError` where the export to this target would."""
+    if target.bits:
+        _check_rows(source)
+    return _gguf_size(source, target) if target.format == "gguf" else _onnx_size(source, target)
+
+
+def _quantizable(source: Source) -> list[str]:
+    """The parameters that go onto the grid: linear layers, embedding and head."""
+    parameters = dict(source.checkpoint.model.named_parameters())
+    return [*linear_names(source.checkpoint.config), *(name for name in _EMBEDDINGS if name in parameters)]
+
+
+def _check_rows(source: Source) -> None:
+    parameters = dict(source.checkpoint.model.named_parameters())
+    for name in _quantizable(source):
+        columns = parameters[name].shape[1]
+        if columns % BLOCK_SIZE:
+            raise InputError(
+                "not-divisible",
+                f"{name} has rows of {columns} weights, which is not a multiple of {BLOCK_SIZE}",
+                "export to gguf:f16 or onnx:fp32",
+            )
+
+
+def _gguf_size(source: Source, target: Target) -> ModelSize:
+    checkpoint = source.checkpoint
+    check_gguf(checkpoint.config, source.context_length)
+    shapes = tensor_shapes(checkpoint.model)
+    rows = checkpoint.model.get_input_embeddings().weight.shape[0]
+    vocabulary = read_vocabulary(checkpoint.tokenizer, rows, checkpoint.name)
+    fallbacks: tuple[Fallback, ...] = ()
+    if target.k_quant:
+        types = predict_types(shapes, target.precision)  # type: ignore[arg-type]
+        fallbacks = tuple(predict_fallbacks(shapes, target.precision))  # type: ignore[arg-type]
+    else:
+        types = _grid_types(source, target, shapes)
+    sizes = {name: tensor_bytes(types[name], shape) for name, shape in shapes.items()}
+    tied = "output.weight" not in shapes
+    copied = sum(
+        size
+        for name, size in sizes.items()
+        # rows of the embedding are looked up in the file; as a head it is a matrix like the others
+        if repacks(types[name], shapes[name][0]) and (name != "token_embd.weight" or tied)
+    )
+    padded = sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values())
+    file_bytes = padded + _gguf_header_bytes(vocabulary, shapes)
+    return ModelSize(file_bytes, sum(sizes.values()), copied, fallbacks)
+
+
+def _grid_types(source: Source, target: Target, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """GGUF types by GGUF name, as `write_gguf` chooses them."""
+    types = {name: "F16" if len(shape) > 1 else "F32" for name, shape in shapes.items()}
+    if target.bits:
+        name_of = gguf_names(source.checkpoint.config)
+        for name in _quantizable(source):
+            small = target.bits == 4 and name not in _EMBEDDINGS
+            types[str(name_of(name))] = "Q4_0" if small else "Q8_0"
+    return types
+
+
+def tensor_bytes(type_name: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a GGUF tensor."""
+    kind = _TYPES[type_name]
+    return math.prod(shape) // kind.block_size * kind.block_bytes
+
+
+def _gguf_header_bytes(vocabulary: Vocabulary, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """https://github.com/ggml-org/ggml/blob/master/docs/gguf.md: strings behind 8 bytes, numbers of 4."""
+    texts = [*vocabulary.tokens, *vocabulary.merges, vocabulary.chat_template or ""]
+    strings = sum(8 + len(text.encode("utf-8", "replace")) for text in texts)
+    numbers = 4 * (len(vocabulary.types) + len(vocabulary.scores))
+    table = sum(8 + len(name) + 4 + 8 * len(shape) + 4 + 8 for name, shape in shapes.items())
+    return _GGUF_KEYS + strings + numbers + table
+
+
+def _onnx_size(source: Source, target: Target) -> ModelSize:
+    """MatMulNBits: packed integers and a float32 scale for 32 of them; all else is float32."""
+    checkpoint, config = source.checkpoint, source.checkpoint.config
+    settings = builder_config(checkpoint, source.context_length)
+    kinds = {kind for kind, used in zip(settings.rotary_kinds, settings.rotary_layers, strict=True) if used}
+    tables = [
+        table for kind in kinds for table in rotary_tables(checkpoint.model, source.context_length, kind)
+    ]
+    data = 4 * sum(table.numel() for table in tables)
+    on_grid = set(_quantizable(source)) if target.bits else set()
+    sizes = {}
+    for name, parameter in checkpoint.model.named_parameters():
+        bits = 8 if name in _EMBEDDINGS else target.bits
+        count = parameter.numel()
+        sizes[name] = count * (bits or 0) // 8 + count // BLOCK_SIZE * 4 if name in on_grid else 4 * count
+    data += sum(sizes.values())
+    # A tied embedding is looked up as it is, and multiplied with in the order of the kernels.
+    copied = sizes[_EMBEDDINGS[0]] if _EMBEDDINGS[1] not in sizes else 0
+    graph = _GRAPH_LAYER * config.num_hidden_layers + _GRAPH_REST
+    return ModelSize(data + graph, data, copied)
+
+
+__all__ = ["ModelSize", "kv_layout", "model_size", "tensor_bytes"]
