@@ -28,10 +28,16 @@ from edge_distill_runtime.machine import usable_cpus
 
 __all__ = ["DecodeResult", "compare_decoding", "main"]
 
+# About 240 tokens of a small vocabulary: what a short problem and a piece of its solution take.
 PROMPT = (
     "Anna bakes 24 rolls every morning. On Monday she sells 17 of them and gives 3 to her neighbour. On "
     "Tuesday she sells twice as many as she gave away on Monday, and on Wednesday she bakes a second tray. "
-    "Let us work out step by step how many rolls are left over at the end of the three days.\n\nStep 1:"
+    "Her brother Ben brings 12 buns on Thursday, of which one in four is eaten by the children next door. "
+    "On Friday the shop is closed, and on Saturday a guest buys half of all that is left. Let us work out "
+    "step by step how many rolls and buns are left over at the end of the week.\n\n"
+    "Step 1: On Monday there are 24 rolls. Anna sells 17 and gives away 3, so 24 - 17 - 3 = 4 are left.\n"
+    "Step 2: On Tuesday she bakes 24 more, which makes 28. She sells twice 3, that is 6, so 22 are left.\n"
+    "Step 3:"
 )
 
 
@@ -180,10 +186,9 @@ def _genai(bundle: Path, model: Model, threads: int, stack: ExitStack) -> Loop:
     engine = genai.Model(config)
 
     def loop(prompt: list[int], count: int) -> _Run:
-        length = len(prompt) + count
         options = genai.GeneratorParams(engine)
-        # min_length keeps it from stopping early
-        options.set_search_options(do_sample=False, min_length=length, max_length=length)
+        # min_length keeps it from stopping early; max_length stays the bundle's
+        options.set_search_options(do_sample=False, min_length=len(prompt) + count)
         generator = genai.Generator(engine, options)
         generator.append_tokens(prompt)
         generator.generate_next_token()

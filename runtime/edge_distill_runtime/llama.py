@@ -81,6 +81,8 @@ class LlamaBackend:
         _LOG.clear()
         parameters = llama.llama_model_default_params()
         parameters.n_gpu_layers = 0
+        # read, not mapped: repacked weights would lie in memory twice, and a file cut short later kills a mapping
+        parameters.load_mode = llama.LLAMA_LOAD_MODE_NONE
         self._model = llama.llama_model_load_from_file(str(path).encode(), parameters)
         if not self._model:
             raise BundleError(

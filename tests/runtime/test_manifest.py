@@ -116,6 +116,21 @@ def test_no_manifest_at_all(data: bytes) -> None:
         parse_manifest(data)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"name": "x"', '"name": "x", "name": "x"', "a key stands twice"),
+        ('"bits_per_weight": 4.5', '"bits_per_weight": NaN', "NaN is no JSON number"),
+        ('"temperature": 0.0', '"temperature": 1e999', "temperature is not finite"),
+        ('"lineage": {}', '"lineage": ' + "[" * 5000 + "]" * 5000, "nested too deeply"),
+    ],
+)
+def test_json_that_is_read_in_more_than_one_way(old: str, new: str, message: str) -> None:
+    parse_manifest(_SOUND.encode())
+    with pytest.raises(BundleError, match=message):
+        parse_manifest(_SOUND.replace(old, new).encode())
+
+
 def test_oversized_manifest(bundle: Path) -> None:
     (bundle / MANIFEST_NAME).write_bytes(b" " * (1 << 20) + b"{}")
     with pytest.raises(BundleError, match="larger than 1048576 bytes"):
@@ -264,11 +279,7 @@ def replace_by(kind: str, path: Path) -> None:
 def test_links_and_pipes(bundle: Path, kind: str, message: str) -> None:
     replace_by(kind, bundle / "model.gguf")
     with pytest.raises(BundleError, match=message):
-        verify_files(bundle, make_manifest_of_listed(bundle))
-
-
-def make_manifest_of_listed(bundle: Path) -> Manifest:
-    return read_manifest(bundle)
+        verify_files(bundle, read_manifest(bundle))
 
 
 @pytest.mark.parametrize("kind", ["symlink", "hardlink", "fifo", "folder"])
