@@ -23,6 +23,7 @@ from edge_distill_runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, ma
 _STAGING = ".staging-"
 _RENAME_EXCHANGE = 2  # linux/fs.h: swap two paths in one step
 _AT_FDCWD = -100
+_FULL = 1 << 20  # bytes: less is a full disk
 
 
 def check_destination(directory: Path, force: bool) -> None:
@@ -60,6 +61,11 @@ def staged(directory: Path) -> Iterator[Path]:
         yield staging
     except OSError as exc:
         raise _translated(exc, directory.parent) from exc
+    except Exception as exc:
+        # libllama and tokenizers report a full disk in words of their own.
+        if shutil.disk_usage(directory.parent).free < _FULL:
+            raise _translated(OSError(errno.ENOSPC, ""), directory.parent) from exc
+        raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         os.close(descriptor)

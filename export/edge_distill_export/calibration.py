@@ -28,6 +28,8 @@ _MAX_LINE = 1 << 20
 _MAX_TRACES = 100_000
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
+MIN_HELDOUT = 8
+
 # How the student writes its own calibration traces.
 OWN_TRACES = 32
 OWN_TOKENS = 256
@@ -174,6 +176,23 @@ def render_traces(
 ) -> list[Text]:
     """All traces rendered."""
     return [render_trace(trace, style, tokenizer, context) for trace in traces]
+
+
+def heldout_texts(style: Style, tokenizer: PreTrainedTokenizerFast, context: int) -> list[Text]:
+    """The built-in held-out traces that fit the context; raises `InputError` when hardly any does."""
+    texts = []
+    for trace in builtin_traces("heldout"):
+        try:
+            texts.append(render_trace(trace, style, tokenizer, context))
+        except InputError:
+            continue
+    if len(texts) < MIN_HELDOUT:
+        raise InputError(
+            "context-too-short",
+            f"{len(texts)} of the held-out traces fit a context of {context} tokens, {MIN_HELDOUT} are needed",
+            "raise --context",
+        )
+    return texts
 
 
 def own_traces(

@@ -26,7 +26,7 @@ from edge_distill_export.artifact import (
     write_modelfile,
 )
 from edge_distill_export.bundle import check_destination, publish, seal, staged
-from edge_distill_export.calibration import Text, builtin_traces, render_traces
+from edge_distill_export.calibration import Text, heldout_texts
 from edge_distill_export.chat_template import check_chat
 from edge_distill_export.checkpoint import load_checkpoint
 from edge_distill_export.collect import Calibration, calibration_texts
@@ -127,9 +127,7 @@ def export(
     places = {target: out / f"{name}-{target.precision}" for target in targets}
     for place in places.values():
         check_destination(place, force)
-    heldout = render_traces(
-        builtin_traces("heldout"), source.style, source.checkpoint.tokenizer, source.context_length
-    )
+    heldout = heldout_texts(source.style, source.checkpoint.tokenizer, source.context_length)
     calibration = None
     if any(target.k_quant or (target.bits == 4 and method == "gptq") for target in targets):
         calibration = calibration_texts(source, calibrate, out)
