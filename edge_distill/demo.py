@@ -85,10 +85,11 @@ def demo(
     *, out: Annotated[Path, "The folder for the bundles; bundles there are replaced"] = Path("demo")
 ) -> Demo:
     """Export SmolLM2-135M-Instruct to four targets, verify them, ask each a question, print one table."""
-    from edge_distill_export import export
+    from edge_distill_export.export import ExportResult, export
 
     started = time.monotonic()
     result = export(str(_real_model()), to=list(TARGETS), out=out, force=True)
+    assert isinstance(result, ExportResult)  # a Plan only with dry_run
     rows = []
     for bundle in result.bundles:
         answer, peak = _ask(bundle.path)

@@ -178,7 +178,7 @@ def _method_of(target: Target, method: Method) -> Literal["none", "rtn", "gptq",
     """What chose the target's integers: 8 bits are rounded, which loses next to nothing."""
     if target.k_quant:
         return "k-quant"
-    return {None: "none", 8: "rtn", 4: method}[target.bits]  # type: ignore[return-value]
+    return {None: "none", 8: "rtn", 4: method}[target.bits]
 
 
 def _quantize(

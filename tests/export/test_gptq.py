@@ -52,7 +52,7 @@ def test_integers_against_brute_force() -> None:
     tensor = quantize_layer(weight, hessian)
     scale = float(tensor.scales[0, 0])
 
-    def error(pair: tuple[int, int]) -> float:
+    def error(pair: tuple[int, ...]) -> float:
         difference = weight[0].clone()
         difference[:2] -= torch.tensor(pair) * scale
         return float(difference @ hessian.matrix @ difference)
@@ -132,7 +132,7 @@ def test_texts_in_one_row_do_not_see_each_other(family: str) -> None:
 
     def inputs_of(texts: list[Text]) -> torch.Tensor:
         found = []
-        visit_linears(model, texts, [name], lambda name, weight, x: found.append(x))  # type: ignore[func-returns-value]
+        visit_linears(model, texts, [name], lambda name, weight, x: found.append(x))
         return found[0]
 
     together = inputs_of(texts)  # 30 and 18 tokens share a row
