@@ -79,10 +79,10 @@ class Inspection:
             facts.add_row(name, printable(value))
         console.print(facts)
         table = Table(box=None, pad_edge=False)
-        for title in ("type", "tensors", "MB"):
+        for title in ("type", "tensors", "bytes"):
             table.add_column(title, justify="left" if title == "type" else "right")
         for total in self.types:
-            table.add_row(printable(total.type), str(total.tensors), f"{total.bytes / 1e6:.2f}")
+            table.add_row(printable(total.type), str(total.tensors), f"{total.bytes:,}")
         console.print(table)
         if self.tensors is not None:
             console.print(_tensor_table(self.tensors))
@@ -226,12 +226,12 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     facts = [
         ("path", found.path),
         ("format", found.format),
-        ("model file", f"{found.file_bytes / 1e6:,.1f} MB, tensors {found.data_bytes / 1e6:,.1f} MB"),
+        ("model file", f"{found.file_bytes:,} bytes, tensors {found.data_bytes:,} bytes"),
     ]
     if found.architecture is not None:
         facts.append(("architecture", found.architecture))
     if found.parameter_count is not None:
-        facts.append(("parameters", f"{found.parameter_count / 1e6:,.1f} M"))
+        facts.append(("parameters", f"{found.parameter_count:,}"))
     if found.bits_per_weight is not None:
         facts.append(("bits per weight", f"{found.bits_per_weight:.2f}"))
     if found.context_length is not None:

@@ -24,7 +24,7 @@ from edge_distill_runtime.memory import repacks
 _TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 _EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 _ALIGNMENT = 32  # GGUF's default for tensor data
-_GGUF_KEYS = 2000  # bytes of the keys and values but the vocabulary's
+_GGUF_KEYS = 1200  # bytes of the keys and values but the vocabulary's
 # model.onnx without its weights: 5.6 to 7.4 kB of nodes and names a layer with the families' graphs.
 _GRAPH_LAYER, _GRAPH_REST = 7000, 4000
 
