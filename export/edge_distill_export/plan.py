@@ -47,10 +47,7 @@ class PlannedTarget:
     """For the whole context: values of 2 bytes in GGUF, of 4 in ONNX."""
     peak_memory: int | None
     """Largest resident size of a process that loads the bundle and decodes until the context is full."""
-    needed_memory: int | None
-    """The same without pages of the model file that libllama has copied: the system may take those back."""
     fits: bool
-    """Whether the peak fits."""
     tensors: int
     fallbacks: tuple[FallbackGroup, ...] = ()
     problem: str | None = None
@@ -89,14 +86,12 @@ class Plan:
                 "-" if target.bits_per_weight is None else f"{target.bits_per_weight:.2f}",
                 _megabytes(target.kv_cache_bytes),
                 _megabytes(target.peak_memory),
-                _verdict(target, self.memory),
+                "impossible" if target.problem else "yes" if target.fits else "no",
             )
         console.print(table)
         for target in self.targets:
             for line in _remarks(target):
                 console.print(line)
-        if any(_verdict(target, self.memory) == "tight" for target in self.targets):
-            console.print("tight: runs, as the system takes back pages of the file that libllama has copied")
 
 
 def plan(
@@ -194,36 +189,24 @@ def _plan(
     try:
         size = model_size(source, target)
     except InputError as exc:
-        return PlannedTarget(str(target), None, None, cache, None, None, False, tensors, problem=str(exc))
-    needed = needed_memory(
+        return PlannedTarget(str(target), None, None, cache, None, False, tensors, problem=str(exc))
+    peak = size.copied_bytes + needed_memory(
         target.format,
         model_bytes=size.file_bytes,
         cache_bytes=cache_bytes(target.format, layout.bytes_per_token, source.context_length),
         tokenizer_bytes=tokenizer_bytes,
         vocab_size=source.checkpoint.model.get_input_embeddings().weight.shape[0],
     )
-    peak = needed + size.copied_bytes
-    if target.format == "onnx":  # both copies are in use
-        needed = peak
     return PlannedTarget(
         target=str(target),
         file_bytes=size.file_bytes,
         bits_per_weight=8 * size.data_bytes / parameters,
         kv_cache_bytes=cache,
         peak_memory=peak,
-        needed_memory=needed,
         fits=memory is None or peak <= memory,
         tensors=tensors,
         fallbacks=_grouped(size.fallbacks),
     )
-
-
-def _verdict(target: PlannedTarget, memory: int | None) -> str:
-    if target.needed_memory is None:
-        return "impossible"
-    if target.fits or memory is None:
-        return "yes"
-    return "tight" if target.needed_memory <= memory else "no"
 
 
 def _grouped(fallbacks: tuple[Fallback, ...]) -> tuple[FallbackGroup, ...]:

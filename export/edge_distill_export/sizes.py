@@ -19,7 +19,6 @@ from edge_distill_export.targets import Target
 from edge_distill_runtime.errors import InputError
 from edge_distill_runtime.gguf_header import GGML_TYPES
 from edge_distill_runtime.manifest import KVLayout
-from edge_distill_runtime.memory import repacks
 
 _TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 _EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
@@ -86,16 +85,9 @@ def _gguf_size(source: Source, target: Target) -> ModelSize:
     else:
         types = _grid_types(source, target, shapes)
     sizes = {name: tensor_bytes(types[name], shape) for name, shape in shapes.items()}
-    tied = "output.weight" not in shapes
-    copied = sum(
-        size
-        for name, size in sizes.items()
-        # rows of the embedding are looked up in the file; as a head it is a matrix like the others
-        if repacks(types[name], shapes[name][0]) and (name != "token_embd.weight" or tied)
-    )
     padded = sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values())
     file_bytes = padded + _gguf_header_bytes(vocabulary, shapes)
-    return ModelSize(file_bytes, sum(sizes.values()), copied, fallbacks)
+    return ModelSize(file_bytes, sum(sizes.values()), 0, fallbacks)
 
 
 def _grid_types(source: Source, target: Target, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:

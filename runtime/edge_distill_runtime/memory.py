@@ -7,16 +7,15 @@ tokens and a vocabulary of 151,936 gave what the tokenizer adds.
 
 from __future__ import annotations
 
-import platform
 from typing import Literal
 
-__all__ = ["cache_bytes", "needed_memory", "repacks"]
+__all__ = ["cache_bytes", "needed_memory"]
 
 Format = Literal["gguf", "onnx"]
 
 _MIB = 1 << 20
 # The interpreter, numpy, tokenizers, the engine's code and its work space.
-_ENGINE = {"gguf": 58 * _MIB, "onnx": 76 * _MIB}
+_ENGINE = {"gguf": 61 * _MIB, "onnx": 76 * _MIB}
 _INTERPRETER = 31 * _MIB
 # Multiples of tokenizer.json: while it is read, before the engine opens; and what stays of it, libllama's
 # own vocabulary included.
@@ -26,18 +25,14 @@ _CELLS = 256  # libllama rounds a context up to a multiple of this
 _MOST_ROWS = 512  # rows of logits that the ONNX engine keeps, but at most so many bytes:
 _MOST_LOGITS = 16 * _MIB
 
-# Types that libllama copies into another order for its kernels (ggml_repack_get_optimal_repack_type).
-_REPACKED_X86 = frozenset({"Q4_0", "Q4_K", "IQ4_NL"})
-_REPACKED_ARM = _REPACKED_X86 | {"Q5_K", "Q6_K", "Q8_0"}
-
 
 def needed_memory(
     format: Format, *, model_bytes: int, cache_bytes: int, tokenizer_bytes: int, vocab_size: int
 ) -> int:
-    """Bytes of a process with the weights counted once: below this, the model cannot be run.
+    """Largest resident size in bytes, the weights counted once: libllama reads them, and does not map the file.
 
-    The peak is higher by the weights that the engine holds twice: what `repacks` names in a GGUF file, and an
-    embedding that is the head as well in ONNX (one copy for each use).
+    ONNX Runtime holds one tensor twice, which comes on top: an embedding that is the head as well, looked up as
+    it is in the file and multiplied with in its kernel's order.
     """
     logits = min(_MOST_LOGITS, _MOST_ROWS * 4 * vocab_size) if format == "onnx" else 0
     loaded = _ENGINE[format] + _TOKENIZER_KEPT * tokenizer_bytes + model_bytes + cache_bytes + logits
@@ -48,12 +43,3 @@ def cache_bytes(format: Format, bytes_per_token: int, context: int) -> int:
     """Size of the key-value cache for `context` tokens of one sequence."""
     cells = -(-context // _CELLS) * _CELLS if format == "gguf" else context
     return bytes_per_token * cells
-
-
-def repacks(tensor_type: str, rows: int, machine: str | None = None) -> bool:
-    """Whether libllama keeps a second copy of a matrix of this GGUF type, on this machine or on `machine`.
-
-    `machine` is a name as of `platform.machine()`; x86 is taken to have AVX2, ARM to have dot products.
-    """
-    arm = (machine or platform.machine()).lower().startswith(("arm", "aarch"))
-    return tensor_type in (_REPACKED_ARM if arm else _REPACKED_X86) and rows % 8 == 0
