@@ -18,24 +18,25 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-Visit = Callable[[str, "torch.Tensor", "torch.Tensor"], "torch.Tensor | None"]
-"""(parameter name, weight [rows, columns], inputs [tokens, columns]) -> the weight to compute with, or None."""
+Visit = Callable[[str, "torch.Tensor", "list[torch.Tensor]"], "torch.Tensor | None"]
+"""(parameter name, weight [rows, columns], inputs [tokens, columns] in parts) -> the weight to use, or None."""
 
 
 def visit_linears(model: PreTrainedModel, texts: Sequence[Text], names: Sequence[str], visit: Visit) -> None:
     """Run the decoder once over all texts and call `visit` just before each layer in `names` computes.
 
-    Layers that read the same activations (query, key and value) get the same tensor object. Memory: the
+    Layers that read the same activations (query, key and value) get the same list object. Memory: the
     activations of one decoder layer for all texts.
     """
     import torch
 
-    tokens, positions, is_text = _packed(texts)
+    tokens, positions, filled = _packed(texts)
     shared: dict[str, Any] = {"activations": None, "inputs": None}
 
     def before(name: str, module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
         if shared["activations"] is not arguments[0]:
-            shared["activations"], shared["inputs"] = arguments[0], arguments[0][is_text]
+            parts = [row[:count] for row, count in zip(arguments[0], filled, strict=True)]
+            shared["activations"], shared["inputs"] = arguments[0], parts
         replacement = visit(name, module.weight.data, shared["inputs"])
         if replacement is not None:
             module.weight.data, originals[name] = replacement, module.weight.data
@@ -82,16 +83,17 @@ def importance_matrix(
     """Mean squared input of every column of each layer in `names`: float32 [columns] by parameter name."""
     importance = {}
 
-    def visit(name: str, weight: torch.Tensor, inputs: torch.Tensor) -> None:
-        importance[name] = inputs.square().mean(0).numpy()
+    def visit(name: str, weight: torch.Tensor, inputs: list[torch.Tensor]) -> None:
+        total = sum(part.square().sum(0) for part in inputs)
+        importance[name] = (total / sum(map(len, inputs))).numpy()
         advance()
 
     visit_linears(model, texts, names, visit)
     return importance
 
 
-def _packed(texts: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids [rows, longest] with several texts in a row, their positions, and which tokens are text.
+def _packed(texts: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Token ids [rows, longest] with several texts in a row, their positions, and how many tokens a row has.
 
     Positions start at 0 with each text, by which transformers keeps the texts of a row apart.
     """
@@ -106,13 +108,11 @@ def _packed(texts: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
         row.append(text.tokens)
     tokens = torch.zeros(len(rows), length, dtype=torch.long)
     positions = torch.arange(length).repeat(len(rows), 1)
-    is_text = torch.zeros(len(rows), length, dtype=torch.bool)
     for index, row in enumerate(rows):
         start = 0
         for part in row:
             stop = start + len(part)
             tokens[index, start:stop] = torch.tensor(part)
-            is_text[index, start:stop] = True
             positions[index, stop:] = torch.arange(length - stop)
             start = stop
-    return tokens, positions, is_text
+    return tokens, positions, [sum(map(len, row)) for row in rows]

@@ -31,7 +31,7 @@ _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 MIN_HELDOUT = 8
 
 # How the student writes its own calibration traces.
-OWN_TRACES = 32
+OWN_TRACES = 16
 OWN_TOKENS = 256
 OWN_BATCH = 16
 _OWN_TEMPERATURE = 0.7

@@ -33,6 +33,7 @@ _COLUMNS = 128  # columns quantized before their errors reach the rest of the ma
 _DAMPING = (0.01, 0.1, 1.0)  # shares of the mean diagonal, each tried when the one before left H singular
 _SHRINKS = (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05)  # of the largest weight, as ends of the grid
 _REFINEMENTS = 2
+_SYSTEM_ENTRIES = 1 << 22  # of the linear systems solved at once: 32 MiB in float64
 
 
 def quantize_gptq(
@@ -49,11 +50,11 @@ def quantize_gptq(
     quantized: dict[str, QuantizedTensor] = {}
     last: dict[str, object] = {"inputs": None, "hessian": None}
 
-    def visit(name: str, weight: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    def visit(name: str, weight: torch.Tensor, inputs: list[torch.Tensor]) -> torch.Tensor:
         import torch
 
         if last["inputs"] is not inputs:  # query, key and value share theirs
-            last["inputs"], last["hessian"] = inputs, Hessian(inputs.T @ inputs / len(inputs), name)
+            last["inputs"], last["hessian"] = inputs, Hessian(second_moment(inputs), name)
         quantized[name] = quantize_layer(weight, last["hessian"], name)  # type: ignore[arg-type]
         advance()
         return torch.from_numpy(quantized[name].dequantize())
@@ -61,6 +62,17 @@ def quantize_gptq(
     with replaced_weights(model, {name: tensor.dequantize() for name, tensor in embeddings.items()}):
         visit_linears(model, texts, names, visit)
     return quantized
+
+
+def second_moment(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """X^T X / n [columns, columns] of inputs [tokens, columns] in parts."""
+    import torch
+
+    columns = inputs[0].shape[1]
+    total = torch.zeros(columns, columns)
+    for part in inputs:
+        total.addmm_(part.T, part)
+    return total / sum(map(len, inputs))
 
 
 class Hessian:
@@ -159,14 +171,24 @@ def _refine_scales(
     """The scales [rows, blocks] with the least error for given integers: one linear system a row."""
     import torch
 
-    rows, columns = weight.shape
-    count = columns // BLOCK_SIZE
+    at_once = max(1, _SYSTEM_ENTRIES // scales.shape[1] ** 2)
+    parts = [part.split(at_once) for part in (weight @ matrix, integers, scales)]
+    return torch.cat([_solve_scales(*rows, matrix=matrix) for rows in zip(*parts, strict=True)])
+
+
+def _solve_scales(
+    products: torch.Tensor, integers: torch.Tensor, scales: torch.Tensor, *, matrix: torch.Tensor
+) -> torch.Tensor:
+    """As above for some rows; `products` are their weights times H."""
+    import torch
+
+    rows, count = scales.shape
     blocks = integers.reshape(rows, count, BLOCK_SIZE)
-    right = ((weight @ matrix).reshape(blocks.shape) * blocks).sum(-1)
+    right = (products.reshape(blocks.shape) * blocks).sum(-1)
     left = torch.empty(rows, count, count)
     for index in range(count):
-        products = blocks[:, index] @ matrix[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE]
-        left[:, index] = (products.reshape(blocks.shape) * blocks).sum(-1)
+        columns = blocks[:, index] @ matrix[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE]
+        left[:, index] = (columns.reshape(blocks.shape) * blocks).sum(-1)
     diagonal = left.diagonal(dim1=1, dim2=2)
     empty = diagonal <= 0  # a block of zeros: any scale will do
     diagonal.add_(1e-6 * diagonal.mean(-1, keepdim=True) + empty)

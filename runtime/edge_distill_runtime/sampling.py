@@ -69,14 +69,16 @@ def probabilities(
     scaled = logits[ids].astype(np.float64) / max(options.temperature, 1e-6)
     weights = np.exp(scaled - scaled.max())
     weights /= weights.sum()
+    # Sorting the vocabulary would take longer than the model: first drop what no filter can keep. Tokens below
+    # (1 - top_p) / vocab weigh less than 1 - top_p together, so the likeliest ones reach top_p without them.
+    floor = max((1 - options.top_p) / len(weights), options.min_p * float(weights.max()))
+    if floor > 0:
+        ids, weights = ids[weights >= floor], weights[weights >= floor]
     # ties in the order of token ids, so that the result does not depend on the partition
     order = np.lexsort((ids, -weights))
     ids, weights = ids[order], weights[order]
     if options.top_p < 1:
         # the smallest set whose probability reaches top_p
         keep = int(np.searchsorted(np.cumsum(weights), options.top_p)) + 1
-        ids, weights = ids[:keep], weights[:keep]
-    if options.min_p > 0:
-        keep = int(np.count_nonzero(weights >= options.min_p * weights[0]))
         ids, weights = ids[:keep], weights[:keep]
     return ids, weights / weights.sum()

@@ -115,9 +115,9 @@ def test_layers_see_the_quantized_layers_before_them_and_the_model_is_left_alone
     # inputs of the last layer, computed by the model with the weights that it should have seen
     weights = {name: tensor.dequantize() for name, tensor in {**embedding, **quantized}.items()}
     weights.pop(names[-1])
-    expected = {}
+    expected: dict[str, torch.Tensor] = {}
     with replaced_weights(model, weights):
-        visit_linears(model, texts, names[-1:], lambda name, _, x: expected.update({name: x}))
+        visit_linears(model, texts, names[-1:], lambda name, _, x: expected.update({name: torch.cat(x)}))
     matrix = expected[names[-1]].T @ expected[names[-1]] / len(expected[names[-1]])
     again = quantize_layer(before[names[-1]], Hessian(matrix, "again"), "again")
     assert (again.integers == quantized[names[-1]].integers).mean() > 0.999
@@ -128,11 +128,13 @@ def test_layers_see_the_quantized_layers_before_them_and_the_model_is_left_alone
 def test_texts_in_one_row_do_not_see_each_other(family: str) -> None:
     model, _ = random_checkpoint(variant_named(family))
     name = linear_names(model.config)[-1]
-    texts = [Text(list(range(first, first + count)), 0, count) for first, count in ((0, 50), (60, 30), (100, 18))]
+    texts = [
+        Text(list(range(first, first + count)), 0, count) for first, count in ((0, 50), (60, 30), (100, 18))
+    ]
 
     def inputs_of(texts: list[Text]) -> torch.Tensor:
-        found = []
-        visit_linears(model, texts, [name], lambda name, weight, x: found.append(x))
+        found: list[torch.Tensor] = []
+        visit_linears(model, texts, [name], lambda name, weight, x: found.append(torch.cat(x)))
         return found[0]
 
     together = inputs_of(texts)  # 30 and 18 tokens share a row

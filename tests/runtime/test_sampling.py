@@ -67,3 +67,21 @@ def test_bad_options(options: dict[str, Any]) -> None:
     name, value = next(iter(options.items()))
     with pytest.raises(InputError, match=f"{name} is {value}"):
         SamplingOptions(**options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"top_p": 0.9}, {"min_p": 0.05}, {"top_p": 0.95, "min_p": 0.02, "top_k": 50}]
+)
+def test_filters_keep_what_a_full_sort_would(options: dict[str, float]) -> None:
+    generator = np.random.default_rng(5)
+    for _ in range(20):
+        logits = (generator.standard_normal(5000) * 3).astype(np.float32)
+        settings = SamplingOptions(temperature=0.8, **options)  # type: ignore[arg-type]
+        found, weights = probabilities(logits, settings)
+        order = np.argsort(-logits, kind="stable")[: settings.top_k or None]
+        expected = np.exp(logits[order].astype(np.float64) / 0.8)
+        expected /= expected.sum()
+        keep = int((np.cumsum(expected) < settings.top_p).sum()) + 1
+        keep = min(keep, int((expected >= settings.min_p * expected[0]).sum()))
+        assert found.tolist() == order[:keep].tolist()
+        np.testing.assert_allclose(weights, expected[:keep] / expected[:keep].sum(), rtol=1e-9)
