@@ -79,14 +79,9 @@ def _thinned(texts: Sequence[Text]) -> tuple[Text, ...]:
 
 def _written_by_student(source: Source, problems: Sequence[Trace], out: Path) -> list[Text]:
     """Sample the student's solutions of the built-in problems from an 8-bit GGUF of it."""
-    from edge_distill_export.gguf_writer import write_gguf
     from edge_distill_runtime.llama import LlamaBackend
 
     checkpoint = source.checkpoint
-    weights = dict(checkpoint.model.named_parameters())
-    names = [name for name in ("model.embed_tokens.weight", "lm_head.weight") if name in weights]
-    names += linear_names(checkpoint.config)
-    quantized = {name: quantize_rtn(weights[name].data, 8, name) for name in names}
     prompts = [
         checkpoint.tokenizer.encode(prompt_text(trace, source.style), add_special_tokens=False)
         for trace in problems
@@ -99,16 +94,24 @@ def _written_by_student(source: Source, problems: Sequence[Trace], out: Path) ->
             "raise --context or give traces of your own with --calibrate",
         )
     with staged(out / "calibration") as directory:
-        path = directory / "model.gguf"
-        write_gguf(
-            checkpoint, path, float_type="f16", quantized=quantized, context_length=source.context_length
-        )
+        _write_8_bits(source, directory / "model.gguf")
         room = min(source.context_length, longest + OWN_TOKENS)
-        backend = LlamaBackend(path, context=room * OWN_BATCH, threads=usable_cpus())
+        backend = LlamaBackend(directory / "model.gguf", context=room * OWN_BATCH, threads=usable_cpus())
         try:
             return own_traces(backend, prompts, frozenset(source.stop_ids), room)
         finally:
             backend.close()
+
+
+def _write_8_bits(source: Source, path: Path) -> None:
+    from edge_distill_export.gguf_writer import write_gguf
+
+    checkpoint = source.checkpoint
+    weights = dict(checkpoint.model.named_parameters())
+    names = [name for name in ("model.embed_tokens.weight", "lm_head.weight") if name in weights]
+    names += linear_names(checkpoint.config)
+    quantized = {name: quantize_rtn(weights[name].data, 8, name) for name in names}
+    write_gguf(checkpoint, path, float_type="f16", quantized=quantized, context_length=source.context_length)
 
 
 def _save(source: Source, traces: Sequence[Trace], texts: Sequence[Text], path: Path) -> None:

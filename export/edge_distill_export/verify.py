@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from edge_distill_export.artifact import Source, check_tokenizer, prepare
-from edge_distill_export.calibration import builtin_traces, render_traces
+from edge_distill_export.calibration import heldout_texts
 from edge_distill_export.chat_template import check_chat
 from edge_distill_export.checkpoint import load_checkpoint
 from edge_distill_export.inspect import open_manifest, printable
@@ -105,9 +105,7 @@ def _check_parity(bundle: Path, manifest: Manifest, model: Model, reference: str
     _check_lineage(manifest, checkpoint.lineage, reference)
     source = prepare(checkpoint, manifest.context_length)
     strings, prompts = _check_text(source, bundle, manifest)
-    texts = render_traces(
-        builtin_traces("heldout"), source.style, checkpoint.tokenizer, source.context_length
-    )
+    texts = heldout_texts(source.style, checkpoint.tokenizer, source.context_length)
     with stage("Comparing with the checkpoint", len(texts)) as advance:
         (parity,) = measure(checkpoint.model, [model.backend], texts, advance)
     found = parity.overall.kl_mean
