@@ -101,10 +101,15 @@ def load(path: Path | str, *, context: int | None = None, threads: int | None = 
 def _open_backend(directory: Path, manifest: Manifest, context: int, threads: int) -> Backend:
     path = directory / manifest.model_file
     if manifest.format == "gguf":
-        from edge_distill_runtime.gguf_check import validate_gguf
+        from edge_distill_runtime.gguf_check import kv_layout, validate_gguf
         from edge_distill_runtime.llama import LlamaBackend
 
-        validate_gguf(path)
+        if (layout := kv_layout(validate_gguf(path))) != manifest.kv:
+            raise BundleError(
+                "wrong-cache",
+                f"the model's cache is {layout}, the manifest says {manifest.kv}",
+                "export it again",
+            )
         return LlamaBackend(path, context=context, threads=threads)
     from edge_distill_runtime.onnx import OnnxBackend
 

@@ -51,7 +51,7 @@ class OnnxBackend:
 
     Inputs: input_ids and attention_mask int64 [batch, ...], perhaps position_ids, and for every layer
     past_key_values.N.key and .value [batch, kv_heads, context, head_dim]. Outputs: logits
-    [batch, tokens, vocab], present.N.key and .value. `head_dim` is used where the graph leaves it open.
+    [batch, tokens, vocab], present.N.key and .value. `head_dim` must be the graph's, which may leave it open.
     A fork copies its past.
     """
 
@@ -117,14 +117,15 @@ class OnnxBackend:
                 problem = (
                     f"its cache is {first.type} {first.shape}, expected [batch, kv_heads, past, head_dim]"
                 )
+            elif isinstance(first.shape[3], int) and first.shape[3] != head_dim:
+                problem = f"its heads are {first.shape[3]} wide, the manifest says {head_dim}"
         if problem:
             raise BundleError("bad-graph", f"{path} is no decoder graph: {problem}", "export it again")
         self._present = present
         self._has_positions = "position_ids" in inputs
         self.vocab_size: int = vocabulary
         self._dtype = _TYPES[first.type]
-        width = first.shape[3] if isinstance(first.shape[3], int) else head_dim
-        self._cache_shape = (first.shape[1], self.context_length, width)
+        self._cache_shape = (first.shape[1], self.context_length, head_dim)
 
     def _reserve(self, capacity: int) -> None:
         """Make room for `capacity` sequences; what is in use is copied over."""
