@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -33,7 +34,7 @@ from edge_distill_export.collect import Calibration, calibration_texts
 from edge_distill_export.families import linear_names
 from edge_distill_export.grid import QuantizedTensor, quantize_rtn
 from edge_distill_export.model_card import write_card
-from edge_distill_export.parity import Parity, measure
+from edge_distill_export.parity import Parity, References
 from edge_distill_export.plan import Plan, plan
 from edge_distill_export.progress import stage
 from edge_distill_export.targets import Target, parse_targets
@@ -223,13 +224,15 @@ def _lineage(source: Source, calibration: Calibration | None) -> dict[str, Any]:
 
 
 def _measure(source: Source, stages: Mapping[Target, Path], heldout: Sequence[Text]) -> dict[Target, Parity]:
-    """Reopen every staged bundle as a device would, and compare all with the checkpoint."""
-    with ExitStack() as stack:
-        models = [stack.enter_context(load(directory)) for directory in stages.values()]
-        with stage("Comparing with the checkpoint", len(heldout)) as advance:
-            backends = [model.backend for model in models]
-            parities = measure(source.checkpoint.model, backends, heldout, advance)
-    return dict(zip(stages, parities, strict=True))
+    """Reopen every staged bundle as a device would, and compare it with the checkpoint."""
+    parities = {}
+    with TemporaryFile(dir=next(iter(stages.values()))) as file:
+        with stage("Computing the checkpoint's logits", len(heldout)) as advance:
+            references = References(source.checkpoint.model, heldout, file, advance)
+        for target, directory in stages.items():
+            with stage(f"Comparing {target}", len(heldout)) as advance, load(directory) as model:
+                parities[target] = references.compare(model.backend, advance)
+    return parities
 
 
 def _judge(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -57,20 +57,36 @@ class _Positions:
     is_answer: np.ndarray
 
 
-def measure(
-    model: PreTrainedModel, backends: Sequence[Backend], texts: Sequence[Text], advance: Callable[[], None]
-) -> list[Parity]:
-    """Compare each backend with the float32 checkpoint on the completions of `texts` (prompts only condition).
+class References:
+    """The checkpoint's logits on held-out texts, computed once and kept in a temporary file.
 
-    The checkpoint computes every text once for all backends.
+    Engines are then compared one after the other: their threads spin, and would slow each other and torch down.
+    The file holds float32 [completion tokens, vocab] for one text after the other.
     """
-    parts: list[list[_Positions]] = [[] for _ in backends]
-    for text in texts:
-        reference = reference_logits(model, text)
-        for backend, compared in zip(backends, parts, strict=True):
-            compared.append(_compare(reference, backend, text))
-        advance()
-    return [summarize(compared) for compared in parts]
+
+    def __init__(
+        self, model: PreTrainedModel, texts: Sequence[Text], file: BinaryIO, advance: Callable[[], None]
+    ) -> None:
+        self._texts, self._file = texts, file
+        for text in texts:
+            logits = reference_logits(model, text)
+            self._vocab_size = logits.shape[1]
+            file.write(logits.numpy().data)
+            advance()
+
+    def compare(self, backend: Backend, advance: Callable[[], None]) -> Parity:
+        """Teacher-force a backend on all texts; the prompts only condition."""
+        import torch
+
+        parts = []
+        self._file.seek(0)
+        for text in self._texts:
+            rows = len(text.tokens) - text.prompt
+            data = bytearray(self._file.read(rows * self._vocab_size * 4))
+            reference = torch.frombuffer(data, dtype=torch.float32).reshape(rows, self._vocab_size)
+            parts.append(_compare(reference, backend, text))
+            advance()
+        return summarize(parts)
 
 
 def reference_logits(model: PreTrainedModel, text: Text) -> torch.Tensor:

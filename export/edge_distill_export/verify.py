@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 from edge_distill_export.artifact import Source, check_tokenizer, prepare
@@ -12,7 +13,7 @@ from edge_distill_export.calibration import heldout_texts
 from edge_distill_export.chat_template import check_chat
 from edge_distill_export.checkpoint import load_checkpoint
 from edge_distill_export.inspect import open_manifest, printable
-from edge_distill_export.parity import Parity, measure
+from edge_distill_export.parity import Parity, References
 from edge_distill_export.progress import stage
 from edge_distill_export.targets import TARGETS
 from edge_distill_runtime import Model, load
@@ -106,8 +107,11 @@ def _check_parity(bundle: Path, manifest: Manifest, model: Model, reference: str
     source = prepare(checkpoint, manifest.context_length)
     strings, prompts = _check_text(source, bundle, manifest)
     texts = heldout_texts(source.style, checkpoint.tokenizer, source.context_length)
-    with stage("Comparing with the checkpoint", len(texts)) as advance:
-        (parity,) = measure(checkpoint.model, [model.backend], texts, advance)
+    with TemporaryFile() as file:
+        with stage("Computing the checkpoint's logits", len(texts)) as advance:
+            references = References(checkpoint.model, texts, file, advance)
+        with stage("Comparing the bundle", len(texts)) as advance:
+            parity = references.compare(model.backend, advance)
     found = parity.overall.kl_mean
     if not found <= limit:
         raise ParityError(
