@@ -58,7 +58,7 @@ class _Positions:
 
 
 class References:
-    """The checkpoint's logits on held-out texts, computed once and kept in a temporary file.
+    """The checkpoint's log-probabilities on held-out texts, computed once and kept in a temporary file.
 
     Engines are then compared one after the other: their threads spin, and would slow each other and torch down.
     The file holds float32 [completion tokens, vocab] for one text after the other.
@@ -69,9 +69,9 @@ class References:
     ) -> None:
         self._texts, self._file = texts, file
         for text in texts:
-            logits = reference_logits(model, text)
-            self._vocab_size = logits.shape[1]
-            file.write(logits.numpy().data)
+            log_p = _log_probabilities(model, text)
+            self._vocab_size = log_p.shape[1]
+            file.write(log_p.numpy().data)
             advance()
 
     def compare(self, backend: Backend, advance: Callable[[], None]) -> Parity:
@@ -89,7 +89,7 @@ class References:
         return summarize(parts)
 
 
-def reference_logits(model: PreTrainedModel, text: Text) -> torch.Tensor:
+def _log_probabilities(model: PreTrainedModel, text: Text) -> torch.Tensor:
     """float32 [completion tokens, vocab]: row i predicts `tokens[prompt + i]`."""
     import torch
 
@@ -97,7 +97,7 @@ def reference_logits(model: PreTrainedModel, text: Text) -> torch.Tensor:
     with torch.inference_mode():
         # The last position predicts nothing that is known.
         output = model(torch.tensor([text.tokens]), use_cache=False, logits_to_keep=rows + 1)
-    return output.logits[0, :-1].float()
+    return output.logits[0, :-1].float().log_softmax(-1)
 
 
 def _compare(reference: torch.Tensor, backend: Backend, text: Text) -> _Positions:
@@ -106,12 +106,11 @@ def _compare(reference: torch.Tensor, backend: Backend, text: Text) -> _Position
     kls, agrees = [], []
     row = 0
     for chunk in backend.teacher_force(text.tokens[:-1], text.prompt - 1):
-        expected = reference[row : row + len(chunk)]
-        found = torch.from_numpy(np.ascontiguousarray(chunk))
+        log_p = reference[row : row + len(chunk)]
+        log_q = torch.from_numpy(np.ascontiguousarray(chunk)).log_softmax(-1)
         row += len(chunk)
-        log_p, log_q = expected.log_softmax(-1), found.log_softmax(-1)
-        kls.append((log_p.exp() * (log_p - log_q)).sum(-1).clamp_(min=0).numpy())
-        agrees.append((expected.argmax(-1) == found.argmax(-1)).numpy())
+        agrees.append((log_p.argmax(-1) == log_q.argmax(-1)).numpy())
+        kls.append((log_p.exp() * log_q.neg_().add_(log_p)).sum(-1).clamp_(min=0).numpy())
     kl = np.concatenate(kls)
     if row != len(reference) or not np.isfinite(kl).all():
         raise BackendError("bad-logits", "the artifact computes NaN or infinity", "its weights are damaged")
