@@ -198,7 +198,8 @@ class LlamaBackend:
         count = len(sequences)
         with self._lock:
             for index, sequence in enumerate(sequences):
-                self._check_live(sequence)
+                if self._context is None or sequence.slot < 0:
+                    self._check_live(sequence)
                 self._tokens[index] = tokens[index]
                 self._positions[index] = sequence.length
                 self._slots[index] = sequence.slot
@@ -234,9 +235,9 @@ class LlamaBackend:
     def _rows(self, count: int) -> Floats:
         """View of the first `count` rows of logits in libllama's buffer."""
         pointer = self._llama.llama_get_logits(self._context)
-        address = ctypes.cast(pointer, ctypes.c_void_p).value
-        if address is None:
+        if not pointer:
             raise BackendError("decode-failed", f"libllama returned no logits: {_last_error()}")
+        address = ctypes.addressof(pointer.contents)
         if address != self._rows_at:
             memory = (ctypes.c_float * (self.max_sequences * self.vocab_size)).from_address(address)
             self._all_rows: Floats = np.ctypeslib.as_array(memory).reshape(

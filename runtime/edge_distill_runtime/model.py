@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from edge_distill_runtime.backend import Backend, check_room
+from edge_distill_runtime.backend import Backend, Sequence, check_room
 from edge_distill_runtime.chat import Piece, ReasoningParser, render
 from edge_distill_runtime.detokenizer import Detokenizer, encode, load_tokenizer
 from edge_distill_runtime.errors import BundleError, InputError, ResourceError
@@ -198,15 +199,14 @@ class Model:
         """Answer a prompt; sampling options left out come from the manifest (by default greedy)."""
         options = self._options(temperature, top_k, top_p, min_p, seed)
         run = _Run(self, prompt, max_tokens, options, raw)
-        kinds: dict[str, list[str]] = {"reasoning": [], "answer": []}
-        seconds = 0.0
-        for event in run.events():
-            kinds[event.kind].append(event.text)
-            seconds = event.seconds
+        seconds = run.complete()
+        # the text is made at the end: between two steps every line of Python waits for a cold cache
+        text = self.detokenizer.decode(run.tokens)
+        pieces = run.pieces(text)
         return Generation(
-            text=self.detokenizer.decode(run.tokens),
-            reasoning="".join(kinds["reasoning"]),
-            answer="".join(kinds["answer"]),
+            text=text,
+            reasoning="".join(piece.text for piece in pieces if piece.kind == "reasoning"),
+            answer="".join(piece.text for piece in pieces if piece.kind == "answer"),
             tokens=tuple(run.tokens),
             finish_reason=run.finish_reason,
             prompt_tokens=len(run.prompt),
@@ -267,42 +267,59 @@ class _Run:
         self._parser = ReasoningParser(model.manifest.reasoning, inside=inside)
         self.tokens: list[int] = []
         self.finish_reason: FinishReason = "stop"
-        self.prompt_seconds = 0.0
+        self.prompt_seconds = self._started = 0.0
+
+    def complete(self) -> float:
+        """Generate to the end; returns the seconds behind the prompt."""
+        with self._prompted() as sequence:
+            for _ in self._generate(sequence):
+                pass
+            return time.perf_counter() - self._started
+
+    def pieces(self, text: str) -> list[Piece]:
+        """Reasoning and answer in the whole text."""
+        return [*self._parser.feed(text), *self._parser.finish()]
 
     def events(self) -> Iterator[Event]:
         text = self._model.detokenizer.stream()
+        with self._prompted() as sequence:
+            for token in self._generate(sequence):
+                for piece in self._parser.feed(text.feed(token)):
+                    yield self._event(piece)
+        for piece in self.pieces(text.finish()):
+            yield self._event(piece)
+        yield self._event(Piece(self._parser.kind, ""), self.finish_reason)
+
+    @contextmanager
+    def _prompted(self) -> Iterator[Sequence]:
+        """The computed prompt; released at the end, also of a stream that is dropped."""
         backend = self._model.backend
         before = time.perf_counter()
         sequence = backend.prefill(self.prompt)
-        started = time.perf_counter()
-        self.prompt_seconds = started - before
+        self._started = time.perf_counter()
+        self.prompt_seconds = self._started - before
         try:
-            for token in self._tokens(sequence):
-                self.tokens.append(token)
-                for piece in self._parser.feed(text.feed(token)):
-                    yield self._event(piece, started)
+            yield sequence
         finally:
             backend.release(sequence)
-        pieces = [*self._parser.feed(text.finish()), *self._parser.finish()]
-        for piece in pieces:
-            yield self._event(piece, started)
-        last = Piece(self._parser.kind, "")
-        yield self._event(last, started, self.finish_reason)
 
-    def _tokens(self, sequence: Any) -> Iterator[int]:
-        backend, sample = self._model.backend, self._sample
+    def _generate(self, sequence: Sequence) -> Iterator[int]:
+        """Token ids, each one also appended to `tokens`; sets `finish_reason`."""
+        step, sample, tokens = self._model.backend.step, self._sample, self.tokens
         stops = frozenset(self._model.manifest.stop_ids)
+        context = self._model.backend.context_length
         token = sample(sequence.logits)
         while token not in stops:
+            tokens.append(token)
             yield token
-            if len(self.tokens) >= self._max_tokens:
+            if len(tokens) >= self._max_tokens:
                 self.finish_reason = "length"
                 return
-            if sequence.length >= backend.context_length:
+            if sequence.length >= context:
                 self.finish_reason = "context"
                 return
-            token = sample(backend.step((sequence,), (token,))[0])
+            token = sample(step((sequence,), (token,))[0])
 
-    def _event(self, piece: Piece, started: float, finish_reason: FinishReason | None = None) -> Event:
-        seconds = time.perf_counter() - started
+    def _event(self, piece: Piece, finish_reason: FinishReason | None = None) -> Event:
+        seconds = time.perf_counter() - self._started
         return Event(piece.kind, piece.text, len(self.tokens), seconds, finish_reason)
