@@ -95,6 +95,7 @@ def test_signature_is_the_command_line(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_result_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("COLUMNS", raising=False)
     assert cli.main(SAMPLE) == 0
     names = "['checkpoint', 'dry_run', 'infinite', 'limit_kl', 'method', 'on_layer', 'to']"
     # brackets are text, not markup
@@ -197,7 +198,12 @@ def test_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_interrupt_by_signal() -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", RUN_WAIT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", RUN_WAIT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # shells start background jobs with the signal ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "waiting\n"
