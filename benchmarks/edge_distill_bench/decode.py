@@ -135,10 +135,8 @@ def _bare_llama(bundle: Path, model: Model, threads: int, stack: ExitStack) -> L
     from edge_distill_runtime.llama import library
 
     llama = library()
-    weights = llama.llama_model_load_from_file(
-        str(bundle / "model.gguf").encode(), llama.llama_model_default_params()
-    )
-    stack.callback(llama.llama_model_free, weights)
+    # the same weights in memory: two copies differ by some per cent, by where their pages happen to lie
+    weights = model.backend._model  # type: ignore[attr-defined]
     parameters = llama.llama_context_default_params()
     parameters.n_ctx = model.backend.context_length
     parameters.n_threads = parameters.n_threads_batch = threads
