@@ -122,25 +122,19 @@ def make_manifest(
     source: Source, target: Target, directory: Path, method: str, lineage: dict[str, Any]
 ) -> Manifest:
     """The manifest of the files in `directory`, as yet without their hashes and without verification."""
-    checkpoint, config = source.checkpoint, source.checkpoint.config
+    checkpoint = source.checkpoint
     parameters = sum(weight.numel() for weight in checkpoint.model.parameters())
     data_bytes, types = tensor_summary(directory)
-    kv = KVLayout(
-        layers=config.num_hidden_layers,
-        kv_heads=config.num_key_value_heads,
-        head_dim=head_dim(config),
-        bytes_per_value=2 if target.format == "gguf" else 4,
-    )
     packages = ("llama-cpp-python",) if target.format == "gguf" else ("onnxruntime",)
     return Manifest(
         name=f"{checkpoint.name}-{target.precision}",
         format=target.format,
         precision=Precision(target.precision, method, 8 * data_bytes / parameters, types),  # type: ignore[arg-type]
-        architecture=config.model_type,
+        architecture=checkpoint.config.model_type,
         parameter_count=parameters,
         vocab_size=checkpoint.model.get_input_embeddings().weight.shape[0],
         context_length=source.context_length,
-        kv=kv,
+        kv=kv_layout(source, target),
         stop_ids=source.stop_ids,
         bos_id=source.bos_id,
         chat=source.style.chat,
@@ -150,6 +144,13 @@ def make_manifest(
         lineage=lineage,
         runtime={name: f">={version(name)}" for name in ("edge-distill-runtime", *packages)},
     )
+
+
+def kv_layout(source: Source, target: Target) -> KVLayout:
+    """float16 in libllama, float32 in the ONNX graph."""
+    config = source.checkpoint.config
+    value = 2 if target.format == "gguf" else 4
+    return KVLayout(config.num_hidden_layers, config.num_key_value_heads, head_dim(config), value)
 
 
 def tensor_summary(directory: Path) -> tuple[int, dict[str, int]]:

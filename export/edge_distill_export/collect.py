@@ -24,7 +24,7 @@ from edge_distill_export.calibration import (
     read_traces,
     render_traces,
 )
-from edge_distill_export.families import linear_names
+from edge_distill_export.families import embedding_names, linear_names
 from edge_distill_export.grid import quantize_rtn
 from edge_distill_runtime.errors import InputError
 from edge_distill_runtime.machine import usable_cpus
@@ -108,8 +108,7 @@ def _write_8_bits(source: Source, path: Path) -> None:
 
     checkpoint = source.checkpoint
     weights = dict(checkpoint.model.named_parameters())
-    names = [name for name in ("model.embed_tokens.weight", "lm_head.weight") if name in weights]
-    names += linear_names(checkpoint.config)
+    names = [*embedding_names(checkpoint.model), *linear_names(checkpoint.config)]
     quantized = {name: quantize_rtn(weights[name].data, 8, name) for name in names}
     write_gguf(checkpoint, path, float_type="f16", quantized=quantized, context_length=source.context_length)
 

@@ -31,7 +31,7 @@ from edge_distill_export.calibration import Text, heldout_texts
 from edge_distill_export.chat_template import check_chat
 from edge_distill_export.checkpoint import load_checkpoint
 from edge_distill_export.collect import Calibration, calibration_texts
-from edge_distill_export.families import linear_names
+from edge_distill_export.families import embedding_names, linear_names
 from edge_distill_export.grid import QuantizedTensor, quantize_rtn
 from edge_distill_export.model_card import write_card
 from edge_distill_export.parity import Parity, References
@@ -195,8 +195,7 @@ def _quantize(
     weights = dict(model.named_parameters())
     embeddings = {}
     if wanted:
-        heads = [name for name in ("model.embed_tokens.weight", "lm_head.weight") if name in weights]
-        embeddings = {name: quantize_rtn(weights[name].data, 8, name) for name in heads}
+        embeddings = {name: quantize_rtn(weights[name].data, 8, name) for name in embedding_names(model)}
     tensors: dict[int | None, dict[str, QuantizedTensor]] = {}
     for bits in sorted(wanted):
         if bits == 4 and method == "gptq" and calibration:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 from edge_distill_runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 
 _SEPARATE = (
     "self_attn.q_proj",
@@ -126,6 +129,12 @@ def linear_names(config: PreTrainedConfig) -> list[str]:
         for layer in range(config.num_hidden_layers)
         for linear in family_of(config).linears
     ]
+
+
+def embedding_names(model: PreTrainedModel) -> list[str]:
+    """The parameter names of embedding and head; a tied pair is the embedding alone."""
+    parameters = dict(model.named_parameters())
+    return [name for name in (EMBEDDING, HEAD) if name in parameters]
 
 
 def head_dim(config: PreTrainedConfig) -> int:

@@ -22,8 +22,8 @@ import torch
 from onnx_ir.tensor_adapters import TorchTensor
 from transformers import PreTrainedModel
 
+from edge_distill_export.families import EMBEDDING, HEAD
 from edge_distill_export.grid import BLOCK_SIZE, QuantizedTensor
-from edge_distill_export.onnx_graph import EMBEDDING, HEAD
 from edge_distill_export.onnx_packing import block_bytes, pack_blocks, pack_scales
 from edge_distill_export.onnx_views import Linear, layer_view, linear_view, rotary_tables
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from edge_distill_export.families import family_of, head_dim, linear_names, sliding_layers
+from edge_distill_export.families import family_of, head_dim, sliding_layers
 from edge_distill_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-
-_LAYER_BYTES = 7_500  # of nodes and names in model.onnx
 
 # What the builder turns into operators that compute the same as transformers.
 _ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
@@ -54,25 +49,6 @@ def write_onnx(
     with quiet():
         builder.model_name_or_path = str(directory)  # has no generation_config.json: `config` counts
         builder.make_genai_config(config, {}, str(directory))
-
-
-def predict_onnx_bytes(
-    config: Any, shapes: Mapping[str, tuple[int, ...]], *, bits: int | None, context_length: int
-) -> int:
-    """Bytes of model.onnx and its data, before any work; `shapes` are the checkpoint's, a tied head left out.
-
-    `bits` are the linear layers', with an embedding and head at 8 bits; None for float32.
-    """
-    linears = set(linear_names(config))
-    total = 0.0
-    for name, shape in shapes.items():
-        width = bits if name in linears else 8 if name in (EMBEDDING, HEAD) else None
-        # A scale in float32 for each block of 32 adds one bit to each weight.
-        total += math.prod(shape) * ((width + 1) / 8 if bits is not None and width is not None else 4)
-    rope = getattr(config, "rope_parameters", None) or {}
-    rotary = head_dim(config) * rope.get("partial_rotary_factor", 1.0)
-    tables = len(set(config.layer_types)) if config.model_type == "gemma3_text" else 1
-    return int(total + tables * context_length * rotary * 4 + _LAYER_BYTES * config.num_hidden_layers)
 
 
 def builder_config(checkpoint: Checkpoint, context_length: int) -> SimpleNamespace:

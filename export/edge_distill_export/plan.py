@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from edge_distill_export.artifact import Source, prepare
+from edge_distill_export.artifact import Source, kv_layout, prepare
 from edge_distill_export.checkpoint import Checkpoint, read_config
 from edge_distill_export.families import family_of
 from edge_distill_export.kquants import Fallback
-from edge_distill_export.sizes import kv_layout, model_size
+from edge_distill_export.sizes import model_size
 from edge_distill_export.targets import TARGETS, Target, parse_targets
 from edge_distill_runtime.errors import EdgeDistillError, InputError
 from edge_distill_runtime.machine import memory_limit

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edge_distill_export.artifact import Source
-from edge_distill_export.families import head_dim, linear_names
+from edge_distill_export.families import EMBEDDING, HEAD, embedding_names, linear_names
 from edge_distill_export.gguf_metadata import check_gguf
 from edge_distill_export.gguf_vocab import Vocabulary, read_vocabulary
 from edge_distill_export.gguf_writer import gguf_names, tensor_shapes
@@ -18,10 +18,8 @@ from edge_distill_export.onnx_views import rotary_tables
 from edge_distill_export.targets import Target
 from edge_distill_runtime.errors import InputError
 from edge_distill_runtime.gguf_header import GGML_TYPES
-from edge_distill_runtime.manifest import KVLayout
 
 _TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
-_EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 _ALIGNMENT = 32  # GGUF's default for tensor data
 _GGUF_KEYS = 1200  # bytes of the keys and values but the vocabulary's
 # model.onnx without its weights: 5.6 to 7.4 kB of nodes and names a layer with the families' graphs.
@@ -40,13 +38,6 @@ class ModelSize:
     fallbacks: tuple[Fallback, ...] = ()
 
 
-def kv_layout(source: Source, target: Target) -> KVLayout:
-    """float16 in libllama, float32 in the ONNX graph."""
-    config = source.checkpoint.config
-    value = 2 if target.format == "gguf" else 4
-    return KVLayout(config.num_hidden_layers, config.num_key_value_heads, head_dim(config), value)
-
-
 def model_size(source: Source, target: Target) -> ModelSize:
     """Predict the file; raises `InputError` where the export to this target would."""
     if target.bits:
@@ -56,8 +47,8 @@ def model_size(source: Source, target: Target) -> ModelSize:
 
 def _quantizable(source: Source) -> list[str]:
     """The parameters that go onto the grid: linear layers, embedding and head."""
-    parameters = dict(source.checkpoint.model.named_parameters())
-    return [*linear_names(source.checkpoint.config), *(name for name in _EMBEDDINGS if name in parameters)]
+    checkpoint = source.checkpoint
+    return [*linear_names(checkpoint.config), *embedding_names(checkpoint.model)]
 
 
 def _check_rows(source: Source) -> None:
@@ -96,7 +87,7 @@ def _grid_types(source: Source, target: Target, shapes: Mapping[str, tuple[int, 
     if target.bits:
         name_of = gguf_names(source.checkpoint.config)
         for name in _quantizable(source):
-            small = target.bits == 4 and name not in _EMBEDDINGS
+            small = target.bits == 4 and name not in (EMBEDDING, HEAD)
             types[str(name_of(name))] = "Q4_0" if small else "Q8_0"
     return types
 
@@ -128,14 +119,14 @@ def _onnx_size(source: Source, target: Target) -> ModelSize:
     on_grid = set(_quantizable(source)) if target.bits else set()
     sizes = {}
     for name, parameter in checkpoint.model.named_parameters():
-        bits = 8 if name in _EMBEDDINGS else target.bits
+        bits = 8 if name in (EMBEDDING, HEAD) else target.bits
         count = parameter.numel()
         sizes[name] = count * (bits or 0) // 8 + count // BLOCK_SIZE * 4 if name in on_grid else 4 * count
     data += sum(sizes.values())
     # A tied embedding is looked up as it is, and multiplied with in the order of the kernels.
-    copied = sizes[_EMBEDDINGS[0]] if _EMBEDDINGS[1] not in sizes else 0
+    copied = sizes[EMBEDDING] if HEAD not in sizes else 0
     graph = _GRAPH_LAYER * config.num_hidden_layers + _GRAPH_REST
     return ModelSize(data + graph, data, copied)
 
 
-__all__ = ["ModelSize", "kv_layout", "model_size", "tensor_bytes"]
+__all__ = ["ModelSize", "model_size", "tensor_bytes"]

@@ -16,7 +16,7 @@ from edge_distill_export.families import linear_names
 from edge_distill_export.grid import QuantizedTensor, quantize_rtn
 from tests.random_models import VOCAB_SIZE, Variant, random_checkpoint
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # spelled out: not the code's own
 
 
 def checkpoint_of(variant: Variant) -> Checkpoint:

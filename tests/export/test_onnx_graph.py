@@ -11,10 +11,14 @@ import onnx_ir
 import onnxruntime
 import pytest
 
+from edge_distill_export.artifact import Source
+from edge_distill_export.calibration import Style
 from edge_distill_export.checkpoint import Checkpoint
 from edge_distill_export.grid import QuantizedTensor
-from edge_distill_export.onnx_graph import DATA_FILE, GRAPH_FILE, predict_onnx_bytes, write_onnx
+from edge_distill_export.onnx_graph import DATA_FILE, GRAPH_FILE, write_onnx
 from edge_distill_export.onnx_packing import pack_blocks, pack_scales, unpack_blocks
+from edge_distill_export.sizes import model_size
+from edge_distill_export.targets import TARGETS
 from edge_distill_runtime.errors import InputError
 from tests.export.onnx_files import (
     EMBEDDING,
@@ -181,8 +185,10 @@ def test_rotary_tables_end_at_the_context(tmp_path: Path) -> None:
 def test_the_size_is_predicted(name: str, bits: int | None, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(variant_named(name))
     path = written(checkpoint, tmp_path, quantize_all(checkpoint, bits) if bits else {})
-    shapes = {name: tuple(value.shape) for name, value in checkpoint.model.named_parameters()}
-    predicted = predict_onnx_bytes(checkpoint.config, shapes, bits=bits, context_length=64)
+    source = Source(checkpoint, Style(None, None), (), None, 64)
+    predicted = model_size(
+        source, TARGETS[{None: "onnx:fp32", 4: "onnx:int4", 8: "onnx:int8"}[bits]]
+    ).file_bytes
     found = path.stat().st_size + (tmp_path / DATA_FILE).stat().st_size
     assert predicted == pytest.approx(found, rel=0.05)
 

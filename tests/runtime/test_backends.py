@@ -65,6 +65,9 @@ def test_teacher_forcing_dropped_halfway_frees_its_sequence(backend: Backend) ->
         chunks = backend.teacher_force(TOKENS)
         next(chunks)
         chunks.close()  # type: ignore[attr-defined]
+    sequence = backend.prefill(TOKENS)
+    assert sequence.length == len(TOKENS)
+    backend.release(sequence)
 
 
 def use_small_chunks(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
