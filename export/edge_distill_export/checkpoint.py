@@ -10,6 +10,7 @@ import hashlib
 import re
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from edge_distill_runtime.errors import EdgeDistillError, InputError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+    from edge_distill_export.gguf_vocab import Vocabulary
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAX_ADAPTERS = 4  # adapters on adapters
@@ -44,6 +47,15 @@ class Checkpoint:
     @property
     def config(self) -> PretrainedConfig:
         return self.model.config
+
+    @cached_property
+    def gguf_vocabulary(self) -> Vocabulary:
+        """Of all its GGUF files: found by trying in libllama, which takes a second."""
+        from edge_distill_export.gguf_vocab import choose_vocabulary
+
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        architecture = family_of(self.config).gguf_architecture
+        return choose_vocabulary(self.tokenizer, rows, self.name, architecture)
 
 
 def load_checkpoint(reference: str | Path, *, _depth: int = 0) -> Checkpoint:

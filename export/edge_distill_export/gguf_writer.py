@@ -12,7 +12,6 @@ import numpy as np
 from edge_distill_export.blocks import pack_q4_0, pack_q8_0
 from edge_distill_export.families import Family, family_of
 from edge_distill_export.gguf_metadata import add_hyperparameters, check_gguf, rope_tensors
-from edge_distill_export.gguf_vocab import Vocabulary, choose_vocabulary
 from edge_distill_export.grid import QuantizedTensor
 from edge_distill_runtime.errors import InputError
 
@@ -42,14 +41,12 @@ def write_gguf(
     float_type: FloatType,
     quantized: Mapping[str, QuantizedTensor] | None = None,
     context_length: int | None = None,
-    vocabulary: Vocabulary | None = None,
 ) -> None:
     """Write `checkpoint` to `path`, one tensor in memory at a time.
 
     Weights in `quantized` (by Hugging Face parameter name) become Q4_0 or Q8_0 blocks, the others
-    `float_type`; norms and biases are always float32. A tied embedding is stored once. `vocabulary` spares
-    choosing it again for a further file of the same checkpoint. Raises `InputError` for a setting or a
-    tokenizer that llama.cpp does not compute as transformers does.
+    `float_type`; norms and biases are always float32. A tied embedding is stored once. Raises `InputError`
+    for a setting or a tokenizer that llama.cpp does not compute as transformers does.
     """
     from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter
 
@@ -58,9 +55,7 @@ def write_gguf(
     context_length = context_length or config.max_position_embeddings
     check_gguf(config, context_length)
     tensors = list(_tensors(checkpoint.model, family, float_type, quantized or {}))
-    rows = checkpoint.model.get_input_embeddings().weight.shape[0]
-    if vocabulary is None:
-        vocabulary = choose_vocabulary(checkpoint.tokenizer, rows, checkpoint.name, family.gguf_architecture)
+    vocabulary = checkpoint.gguf_vocabulary
 
     writer = GGUFWriter(path, family.gguf_architecture)
     if license_name := checkpoint.lineage.get("license"):

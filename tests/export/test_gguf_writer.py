@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from edge_distill_export.blocks import unpack_q4_0, unpack_q8_0
+from edge_distill_export.gguf_vocab import choose_vocabulary
 from edge_distill_export.gguf_writer import write_gguf
 from edge_distill_runtime.errors import InputError
 from tests.export.gguf_files import checkpoint_of, metadata, quantize_all, tensor_bytes, wrap
@@ -44,6 +45,24 @@ def test_the_context_length_defaults_to_the_models(tmp_path: Path) -> None:
     write_gguf(checkpoint_of(LLAMA), tmp_path / "model.gguf", float_type="f32")
     assert metadata(tmp_path / "model.gguf")["llama.context_length"] == 256
     assert metadata(tmp_path / "model.gguf")["general.file_type"] == 0
+
+
+def test_the_vocabulary_is_chosen_once_for_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def choose(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return choose_vocabulary(*arguments)
+
+    monkeypatch.setattr("edge_distill_export.gguf_vocab.choose_vocabulary", choose)
+    checkpoint = checkpoint_of(LLAMA)
+    write_gguf(checkpoint, tmp_path / "half.gguf", float_type="f16")
+    write_gguf(checkpoint, tmp_path / "full.gguf", float_type="f32")
+    assert len(calls) == 1
+    first, second = metadata(tmp_path / "half.gguf"), metadata(tmp_path / "full.gguf")
+    names = [name for name in first if name.startswith("tokenizer.")]
+    assert len(names) > 8
+    assert {name: first[name] for name in names} == {name: second[name] for name in names}
 
 
 @pytest.mark.parametrize(("bits", "file_type"), [(4, 2), (8, 7)])
