@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edge_distill_runtime.errors import (
+    BackendCrashed,
     BackendError,
     BundleError,
+    Busy,
     EdgeDistillError,
     InputError,
     MissingExtra,
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BackendCrashed",
     "BackendError",
     "BundleError",
+    "Busy",
     "EdgeDistillError",
     "Event",
     "Generation",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "BackendCrashed",
     "BackendError",
     "BundleError",
+    "Busy",
     "EdgeDistillError",
     "InputError",
     "MissingExtra",
@@ -54,6 +56,10 @@ class ResourceError(EdgeDistillError):
     exit_code = 5
 
 
+class Busy(ResourceError):
+    """The queue of waiting requests is full."""
+
+
 class MissingExtra(EdgeDistillError):
     """An optional dependency is not installed; the hint is the exact pip command."""
 
@@ -64,3 +70,7 @@ class BackendError(EdgeDistillError):
     """libllama or ONNX Runtime failed, or the model computed NaN."""
 
     exit_code = 7
+
+
+class BackendCrashed(BackendError):
+    """The process of an isolated engine died, hung or answered nonsense; a new `load` starts another one."""
