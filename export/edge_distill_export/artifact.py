@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_distill_export.bundle import staged
 from edge_distill_export.calibration import Style
 from edge_distill_export.chat_template import chat_segments, reasoning_markers
 from edge_distill_export.families import head_dim
@@ -19,6 +21,7 @@ from edge_distill_export.targets import Target
 from edge_distill_runtime.chat import ChatSegments
 from edge_distill_runtime.detokenizer import encode, load_tokenizer
 from edge_distill_runtime.errors import InputError, ParityError
+from edge_distill_runtime.machine import usable_cpus
 from edge_distill_runtime.manifest import KVLayout, Manifest, Precision, SamplingDefaults
 
 if TYPE_CHECKING:
@@ -37,6 +40,16 @@ class Source:
     stop_ids: tuple[int, ...]
     bos_id: int | None
     context_length: int
+
+
+@dataclass(frozen=True)
+class FloatSource:
+    """What libllama makes K-quants from."""
+
+    path: Path
+    """The checkpoint as an f16 GGUF file."""
+    importance: Mapping[str, np.ndarray]
+    """Mean squared input of every column, float32 [columns], by parameter name."""
 
 
 def prepare(checkpoint: Checkpoint, context: int | None) -> Source:
@@ -77,10 +90,9 @@ def write_model(
     target: Target,
     directory: Path,
     quantized: Mapping[str, QuantizedTensor],
-    importance: Mapping[str, np.ndarray],
-    threads: int,
+    floats: FloatSource | None = None,
 ) -> None:
-    """Write the model file(s) and tokenizer.json of one target into `directory`."""
+    """Write the model file(s) and tokenizer.json of one target into `directory`; K-quants need `floats`."""
     checkpoint = source.checkpoint
     if target.format == "onnx":
         from edge_distill_export.onnx_graph import write_onnx
@@ -92,30 +104,29 @@ def write_model(
             context_length=source.context_length,
             accuracy_level=ACCURACY_LEVEL,
         )
+    elif floats is not None and target.k_quant:
+        from edge_distill_export.kquants import quantize_gguf
+
+        path, importance, threads = directory / "model.gguf", floats.importance, usable_cpus()
+        quantize_gguf(floats.path, path, target.precision, importance=importance, threads=threads)  # type: ignore[arg-type]
     else:
-        _write_gguf(source, target, directory / "model.gguf", quantized, importance, threads)
+        _write_gguf(source, directory / "model.gguf", quantized)
     checkpoint.tokenizer.backend_tokenizer.save(str(directory / "tokenizer.json"))
 
 
-def _write_gguf(
-    source: Source,
-    target: Target,
-    path: Path,
-    quantized: Mapping[str, QuantizedTensor],
-    importance: Mapping[str, np.ndarray],
-    threads: int,
-) -> None:
+@contextmanager
+def float_source(source: Source, importance: Mapping[str, np.ndarray], out: Path) -> Iterator[FloatSource]:
+    """Write the f16 file of all K-quants beside the bundles in `out`; it is removed at the end."""
+    with staged(out / f"{source.checkpoint.name}-floats") as directory:
+        _write_gguf(source, directory / "model.gguf", {})
+        yield FloatSource(directory / "model.gguf", importance)
+
+
+def _write_gguf(source: Source, path: Path, quantized: Mapping[str, QuantizedTensor]) -> None:
     from edge_distill_export.gguf_writer import write_gguf
-    from edge_distill_export.kquants import quantize_gguf
 
     context = source.context_length
-    if not target.k_quant:
-        write_gguf(source.checkpoint, path, float_type="f16", quantized=quantized, context_length=context)
-        return
-    floats = path.with_name("float.gguf")
-    write_gguf(source.checkpoint, floats, float_type="f16", context_length=context)
-    quantize_gguf(floats, path, target.precision, importance=importance, threads=threads)  # type: ignore[arg-type]
-    floats.unlink()
+    write_gguf(source.checkpoint, path, float_type="f16", quantized=quantized, context_length=context)
 
 
 def make_manifest(

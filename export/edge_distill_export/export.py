@@ -21,6 +21,7 @@ import numpy as np
 from edge_distill_export.artifact import (
     Source,
     check_tokenizer,
+    float_source,
     make_manifest,
     prepare,
     write_model,
@@ -40,7 +41,6 @@ from edge_distill_export.progress import stage
 from edge_distill_export.targets import Target, parse_targets
 from edge_distill_runtime import load
 from edge_distill_runtime.errors import InputError, ParityError
-from edge_distill_runtime.machine import usable_cpus
 from edge_distill_runtime.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -135,15 +135,7 @@ def export(
     tensors, importance = _quantize(source, targets, method, calibration)
     with ExitStack() as stack:
         stages = {target: stack.enter_context(staged(place)) for target, place in places.items()}
-        manifests = {}
-        for target, directory in stages.items():
-            with stage(f"Writing {target}"):
-                write_model(
-                    source, target, directory, tensors.get(target.bits, {}), importance, usable_cpus()
-                )
-                used = _method_of(target, method)
-                lineage = _lineage(source, calibration if used in ("gptq", "k-quant") else None)
-                manifests[target] = seal(directory, make_manifest(source, target, directory, used, lineage))
+        manifests = _write(source, stages, method, calibration, tensors, importance)
         parities = _measure(source, stages, heldout)
         bundles, failures = [], []
         for target, directory in stages.items():
@@ -197,10 +189,12 @@ def _quantize(
     if wanted:
         embeddings = {name: quantize_rtn(weights[name].data, 8, name) for name in embedding_names(model)}
     tensors: dict[int | None, dict[str, QuantizedTensor]] = {}
+    importance: dict[str, np.ndarray] = {}
     for bits in sorted(wanted):
         if bits == 4 and method == "gptq" and calibration:
             with stage("Quantizing layers with GPTQ", len(names)) as advance:
-                layers = quantize_gptq(model, calibration.texts, names, embeddings, advance)
+                found = quantize_gptq(model, calibration.texts, names, embeddings, advance)
+            layers, importance = found.tensors, found.importance
         else:
             with stage(f"Rounding layers to {bits} bits", len(names)) as advance:
                 layers = {}
@@ -208,11 +202,35 @@ def _quantize(
                     layers[name] = quantize_rtn(weights[name].data, bits, name)
                     advance()
         tensors[bits] = {**layers, **embeddings}
-    importance: dict[str, np.ndarray] = {}
-    if any(target.k_quant for target in targets) and calibration:
+    if any(target.k_quant for target in targets) and calibration and not importance:
         with stage("Measuring the importance of inputs", len(names)) as advance:
             importance = importance_matrix(model, calibration.texts, names, advance)
     return tensors, importance
+
+
+def _write(
+    source: Source,
+    stages: Mapping[Target, Path],
+    method: Method,
+    calibration: Calibration | None,
+    tensors: Mapping[int | None, Mapping[str, QuantizedTensor]],
+    importance: Mapping[str, np.ndarray],
+) -> dict[Target, Manifest]:
+    """Write every target's files and seal them, as yet without verification."""
+    manifests = {}
+    with ExitStack() as stack:
+        floats = None
+        if any(target.k_quant for target in stages):
+            out = next(iter(stages.values())).parent
+            with stage("Writing the floats that K-quants are made from"):
+                floats = stack.enter_context(float_source(source, importance, out))
+        for target, directory in stages.items():
+            with stage(f"Writing {target}"):
+                write_model(source, target, directory, tensors.get(target.bits, {}), floats)
+                used = _method_of(target, method)
+                lineage = _lineage(source, calibration if used in ("gptq", "k-quant") else None)
+                manifests[target] = seal(directory, make_manifest(source, target, directory, used, lineage))
+    return manifests
 
 
 def _lineage(source: Source, calibration: Calibration | None) -> dict[str, Any]:

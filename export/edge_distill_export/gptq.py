@@ -9,7 +9,10 @@ given the other, against the same error (w - q) H (w - q)^T.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from edge_distill_export.activations import replaced_weights, visit_linears
 from edge_distill_export.calibration import Text
@@ -36,32 +39,43 @@ _REFINEMENTS = 2
 _SYSTEM_ENTRIES = 1 << 22  # of the linear systems solved at once: 32 MiB in float64
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """What one pass over calibration text gives."""
+
+    tensors: dict[str, QuantizedTensor]
+    importance: dict[str, np.ndarray]
+    """H's diagonal: the mean squared input of every column, float32 [columns], by parameter name."""
+
+
 def quantize_gptq(
     model: PreTrainedModel,
     texts: Sequence[Text],
     names: Sequence[str],
     embeddings: Mapping[str, QuantizedTensor],
     advance: Callable[[], None],
-) -> dict[str, QuantizedTensor]:
+) -> Quantized:
     """Quantize the layers in `names` to 4 bits, one after the other, each seeing the quantized ones before it.
 
     `embeddings` are already quantized and stand in from the start. The model's own weights stay as they are.
     """
-    quantized: dict[str, QuantizedTensor] = {}
-    last: dict[str, object] = {"inputs": None, "hessian": None}
+    result = Quantized({}, {})
+    last: dict[str, Any] = {"inputs": None, "hessian": None}
 
     def visit(name: str, weight: torch.Tensor, inputs: list[torch.Tensor]) -> torch.Tensor:
         import torch
 
         if last["inputs"] is not inputs:  # query, key and value share theirs
             last["inputs"], last["hessian"] = inputs, Hessian(second_moment(inputs), name)
-        quantized[name] = quantize_layer(weight, last["hessian"], name)  # type: ignore[arg-type]
+        hessian: Hessian = last["hessian"]
+        result.importance[name] = hessian.importance.numpy()
+        result.tensors[name] = quantize_layer(weight, hessian, name)
         advance()
-        return torch.from_numpy(quantized[name].dequantize())
+        return torch.from_numpy(result.tensors[name].dequantize())
 
     with replaced_weights(model, {name: tensor.dequantize() for name, tensor in embeddings.items()}):
         visit_linears(model, texts, names, visit)
-    return quantized
+    return result
 
 
 def second_moment(inputs: Sequence[torch.Tensor]) -> torch.Tensor:

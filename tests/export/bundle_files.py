@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edge_distill_export.artifact import Source, make_manifest, prepare, write_model
+from edge_distill_export.artifact import Source, float_source, make_manifest, prepare, write_model
 from edge_distill_export.bundle import seal
 from edge_distill_export.checkpoint import Checkpoint
 from edge_distill_export.families import linear_names
@@ -28,7 +29,10 @@ def write_bundle(
         bits = dict.fromkeys(linear_names(source.checkpoint.config), parsed.bits)
         bits |= dict.fromkeys(tables, 8)
         quantized = {name: quantize_rtn(parameters[name].data, count, name) for name, count in bits.items()}
-    write_model(source, parsed, directory, quantized, {}, 1)
+    with ExitStack() as stack:
+        needs_floats = parsed.k_quant
+        floats = stack.enter_context(float_source(source, {}, directory.parent)) if needs_floats else None
+        write_model(source, parsed, directory, quantized, floats)
     method = "k-quant" if parsed.k_quant else "rtn" if parsed.bits else "none"
     lineage = {"checkpoint": source.checkpoint.lineage, "calibration": None}
     manifest = make_manifest(source, parsed, directory, method, lineage)

@@ -201,6 +201,18 @@ def test_without_traces_the_student_writes_its_own(student: Path, tmp_path: Path
     assert isinstance(again, ExportResult)
 
 
+def test_k_quants_share_calibration_and_floats(
+    student: Path, traces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    to = ["gguf:q4_0", "gguf:q4_k_m", "gguf:q6_k"]
+    export(str(student), to=to, out=tmp_path, calibrate=traces, limit_kl=2.0)
+    stages = [line.split(":")[0] for line in capfd.readouterr().err.splitlines() if "started" in line]
+    assert stages.count("Quantizing layers with GPTQ") == 1
+    assert "Measuring the importance of inputs" not in stages  # H's diagonal is it
+    assert stages.count("Writing the floats that K-quants are made from") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"student-q4_0", "student-q4_k_m", "student-q6_k"}
+
+
 def test_the_same_call_gives_the_same_bytes(student: Path, traces: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         export(

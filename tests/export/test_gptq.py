@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,8 +108,9 @@ def test_layers_see_the_quantized_layers_before_them_and_the_model_is_left_alone
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     texts = [Text(list(range(20, 60)), 0, 40), Text(list(range(100, 117)), 0, 17)]
     embedding = {"model.embed_tokens.weight": quantize_rtn(model.get_input_embeddings().weight.data, 8)}
-    quantized = quantize_gptq(model, texts, names, embedding, lambda: None)
-    assert list(quantized) == names
+    found = quantize_gptq(model, texts, names, embedding, lambda: None)
+    quantized = found.tensors
+    assert list(quantized) == list(found.importance) == names
     for name, weight in model.named_parameters():
         assert torch.equal(weight, before[name]), name
 
@@ -119,6 +121,7 @@ def test_layers_see_the_quantized_layers_before_them_and_the_model_is_left_alone
     with replaced_weights(model, weights):
         visit_linears(model, texts, names[-1:], lambda name, _, x: expected.update({name: torch.cat(x)}))
     matrix = expected[names[-1]].T @ expected[names[-1]] / len(expected[names[-1]])
+    np.testing.assert_allclose(found.importance[names[-1]], matrix.diagonal(), rtol=1e-4)
     again = quantize_layer(before[names[-1]], Hessian(matrix, "again"), "again")
     assert (again.integers == quantized[names[-1]].integers).mean() > 0.999
     assert expected[names[-1]].shape == (57, model.config.intermediate_size)  # padding is left out
