@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import struct
+import threading
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from typing import Any, Protocol
@@ -13,7 +16,10 @@ from edge_distill_runtime.errors import BackendError, InputError
 
 __all__ = [
     "Backend",
+    "EngineLock",
     "Sequence",
+    "StateLayout",
+    "check_draft",
     "check_finite",
     "check_room",
     "check_step",
@@ -55,6 +61,8 @@ class Backend(Protocol):
     """Most tokens in one sequence."""
     max_sequences: int
     """Most sequences at one time, and in one step."""
+    cache_tokens: int
+    """Most tokens of all sequences together. What forks share counts once in libllama, each time in ONNX Runtime."""
 
     def prefill(self, tokens: SequenceOf[int]) -> Sequence:
         """A new sequence over `tokens`, at least one; its `logits` are kept until its next step."""
@@ -67,6 +75,21 @@ class Backend(Protocol):
 
     def step(self, sequences: SequenceOf[Sequence], tokens: SequenceOf[int]) -> Floats:
         """One token for each sequence, in one batch: logits [n, vocab], valid until the next call."""
+
+    def verify(self, sequence: Sequence, tokens: SequenceOf[int]) -> Floats:
+        """Append up to `max_sequences` tokens: logits [n, vocab] behind each, valid until the next call.
+
+        This is what speculation needs: rewind to the last token that was right.
+        """
+
+    def save(self, sequence: Sequence) -> bytes:
+        """The sequence's keys and values, for `restore` in the same version of the same engine and model."""
+
+    def restore(self, state: bytes, length: int) -> Sequence:
+        """A new sequence with the past of `length` tokens that was saved; it has no logits before it is extended.
+
+        Engines trust what they are given beyond sizes and layout: `state` must come from a trusted place.
+        """
 
     def rewind(self, sequence: Sequence, length: int) -> None:
         """Forget what comes after the first `length` tokens; the logits are gone then."""
@@ -82,6 +105,58 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the model; closing twice is allowed."""
+
+
+class EngineLock:
+    """One call at a time, and only in the process that loaded the model.
+
+    An engine's threads do not live on in a forked child, where a call would wait for them for ever.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a fork of the one that loaded the model."""
+        return os.getpid() != self._process
+
+    def __enter__(self) -> None:
+        if os.getpid() != self._process:
+            raise BackendError(
+                "forked",
+                f"the model was loaded in process {self._process}, this is its fork {os.getpid()}",
+                "load it in the new process, or start processes with the method 'spawn'",
+            )
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+class StateLayout:
+    """The header of a saved sequence: the engine, the shape of its cache and the tokens in it."""
+
+    _FIELDS = struct.Struct("<8s5I")
+
+    def __init__(self, engine: str, *shape: int) -> None:
+        """`shape`: four numbers that a cache must share to take the keys and values."""
+        self._engine, self._shape = engine.encode(), shape
+
+    def header(self, length: int) -> bytes:
+        return self._FIELDS.pack(self._engine, *self._shape, length)
+
+    def payload(self, state: bytes, length: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """What follows the header, uint8 [bytes]; `InputError` when it is another model's or length's."""
+        header = self.header(length)
+        if state[: len(header)] != header:
+            raise InputError(
+                "bad-state",
+                f"the saved state of {len(state)} bytes holds no {length} tokens of this model",
+                "compute the prompt again",
+            )
+        return np.frombuffer(state, np.uint8, offset=len(header))
 
 
 def most_sequences(vocab_size: int) -> int:
@@ -129,6 +204,18 @@ def check_room(length: int, more: int, context_length: int) -> None:
             f"{length + more} tokens do not fit the context of {context_length}",
             "shorten the prompt or load with a larger context",
         )
+
+
+def check_draft(tokens: SequenceOf[int], backend: Backend) -> Integers:
+    """`tokens` as int32 [n], or `InputError` when they are none, foreign or too many to verify at once."""
+    array = check_tokens(tokens, backend.vocab_size)
+    if len(array) > backend.max_sequences:
+        raise InputError(
+            "bad-batch",
+            f"{len(array)} tokens are to be verified, {backend.max_sequences} can be",
+            "verify fewer at once",
+        )
+    return array
 
 
 def check_finite(logits: Floats) -> None:

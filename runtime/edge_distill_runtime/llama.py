@@ -6,6 +6,7 @@ has no forks and drops characters.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 from collections import deque
@@ -17,9 +18,12 @@ from typing import Any
 import numpy as np
 
 from edge_distill_runtime.backend import (
+    EngineLock,
     Floats,
     Integers,
     Sequence,
+    StateLayout,
+    check_draft,
     check_finite,
     check_room,
     check_step,
@@ -70,12 +74,15 @@ def _last_error() -> str:
 class LlamaBackend:
     """A GGUF file in libllama. The file must have passed `validate_gguf`: libllama dies on hostile headers.
 
-    All sequences share one cache of `context` tokens; forks share the tokens that they have in common.
+    All sequences share one cache of `cache_tokens` tokens, by default `context`; forks share the tokens that
+    they have in common.
     """
 
-    def __init__(self, path: Path | str, *, context: int, threads: int) -> None:
+    def __init__(
+        self, path: Path | str, *, context: int, threads: int, cache_tokens: int | None = None
+    ) -> None:
         self._llama = llama = library()
-        self._lock = threading.Lock()
+        self._lock = EngineLock()
         self._context: Any = None
         self._model: Any = None
         _LOG.clear()
@@ -89,17 +96,17 @@ class LlamaBackend:
                 "load-failed", f"libllama cannot load {path}: {_last_error()}", "export it again"
             )
         try:
-            self._open_context(context, threads)
+            self._open_context(context, max(context, cache_tokens or 0), threads)
         except BaseException:
             self.close()
             raise
 
-    def _open_context(self, context: int, threads: int) -> None:
+    def _open_context(self, context: int, cells: int, threads: int) -> None:
         llama = self._llama
         self.vocab_size: int = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
         self.max_sequences = most_sequences(self.vocab_size)
         parameters = llama.llama_context_default_params()
-        parameters.n_ctx = context
+        parameters.n_ctx = cells
         parameters.n_batch = parameters.n_ubatch = min(_BATCH, max(context, self.max_sequences))
         # libllama reserves logits for as many outputs as a call may have, 512 by default
         parameters.n_seq_max = parameters.n_outputs_max = self.max_sequences
@@ -112,16 +119,40 @@ class LlamaBackend:
         if not self._context:
             raise ResourceError(
                 "no-context",
-                f"libllama cannot make a context of {context} tokens: {_last_error()}",
+                f"libllama cannot make a cache of {cells} tokens: {_last_error()}",
                 "load with a smaller context",
             )
         self._memory = llama.llama_get_memory(self._context)
         # libllama rounds n_ctx up to a multiple of 256, or down: what was asked for is the limit
-        self.context_length: int = min(context, llama.llama_n_ctx(self._context))
+        self.cache_tokens: int = llama.llama_n_ctx(self._context)
+        self.context_length = min(context, self.cache_tokens)
+        self._check_frequencies()
+        shape = (llama.llama_model_n_layer, llama.llama_model_n_head_kv, llama.llama_model_n_embd)
+        self._layout = StateLayout("libllama", *(size(self._model) for size in shape), self.vocab_size)
         self._free = list(range(self.max_sequences - 1, -1, -1))
         self._stepped: list[Sequence] = []  # whose logits point into libllama's buffer
         self._rows_at: int = 0
         self._make_batch(int(parameters.n_batch))
+
+    def _check_frequencies(self) -> None:
+        """libllama chooses LongRoPE's frequencies by the whole cache, not by the longest sequence."""
+        if self._metadata("rope.scaling.type") != "longrope":
+            return
+        original = int(self._metadata("rope.scaling.original_context_length") or 0)
+        if self.context_length <= original < self.cache_tokens:
+            raise InputError(
+                "cache-too-large",
+                f"a cache of {self.cache_tokens} tokens changes the positions of this model, made for {original}",
+                f"load with cache_tokens of at most {original}",
+            )
+
+    def _metadata(self, key: str) -> str:
+        """The model's text under a key that starts with the architecture; empty when there is none."""
+        text = ctypes.create_string_buffer(64)
+        read = self._llama.llama_model_meta_val_str
+        read(self._model, b"general.architecture", text, len(text))
+        name = text.value + b"." + key.encode()
+        return text.value.decode() if read(self._model, name, text, len(text)) >= 0 else ""
 
     def _make_batch(self, size: int) -> None:
         """One llama_batch for all calls, with numpy views of its arrays for filling it quickly."""
@@ -165,12 +196,17 @@ class LlamaBackend:
         check_room(sequence.length, len(array), self.context_length)
         with self._lock:
             self._check_live(sequence)
-            length = sequence.length
-            try:
+            with self._undone_on_error(sequence):
                 self._extend(sequence, array)
-            except BaseException:
-                self._rewind(sequence, length)
-                raise
+
+    @contextlib.contextmanager
+    def _undone_on_error(self, sequence: Sequence) -> Iterator[None]:
+        length = sequence.length
+        try:
+            yield
+        except BaseException:
+            self._cut(sequence, length)
+            raise
 
     def _extend(self, sequence: Sequence, tokens: Integers) -> None:
         for start in range(0, len(tokens), self._batch_size):
@@ -217,20 +253,23 @@ class LlamaBackend:
         """Run the batch's first `count` tokens."""
         if self._context is None:
             raise BackendError("closed", "the model has been closed", "load it again")
+        self._batch.n_tokens = count
+        status = self._llama.llama_decode(self._context, self._batch)
+        if status == 1:  # found before anything was changed, the logits of the last step included
+            raise self._cache_full()
         for sequence in self._stepped:
             sequence._logits = None
         self._stepped = []
-        self._batch.n_tokens = count
-        status = self._llama.llama_decode(self._context, self._batch)
-        if status == 1:
-            cells, users = self._llama.llama_n_ctx(self._context), self.max_sequences - len(self._free)
-            raise ResourceError(
-                "cache-full",
-                f"the cache of {cells} tokens is full, {users} sequences share it",
-                "release sequences or load with a larger context",
-            )
         if status:
             raise BackendError("decode-failed", f"llama_decode returned {status}: {_last_error()}")
+
+    def _cache_full(self) -> ResourceError:
+        users = self.max_sequences - len(self._free)
+        return ResourceError(
+            "cache-full",
+            f"the cache of {self.cache_tokens} tokens is full, {users} sequences share it",
+            "release sequences or load with more cache_tokens",
+        )
 
     def _rows(self, count: int) -> Floats:
         """View of the first `count` rows of logits in libllama's buffer."""
@@ -264,22 +303,82 @@ class LlamaBackend:
                 children.append(child)
         return children
 
+    def verify(self, sequence: Sequence, tokens: SequenceOf[int]) -> Floats:
+        array = check_draft(tokens, self)
+        check_room(sequence.length, len(array), self.context_length)
+        with self._lock:
+            self._check_live(sequence)
+            with self._undone_on_error(sequence):
+                self._fill(sequence, array, 0)
+                self._decode(len(array))
+                sequence.length += len(array)
+                rows = self._rows(len(array))
+                check_finite(rows)
+            sequence._logits = rows[-1]
+            self._stepped = [sequence]
+        return rows
+
+    def save(self, sequence: Sequence) -> bytes:
+        llama = self._llama
+        with self._lock:
+            self._check_live(sequence)
+            header = self._layout.header(sequence.length)
+            size = llama.llama_state_seq_get_size(self._context, sequence.slot)
+            state = np.empty(len(header) + size, np.uint8)
+            state[: len(header)] = np.frombuffer(header, np.uint8)
+            written = llama.llama_state_seq_get_data(
+                self._context, _pointer(state[len(header) :]), size, sequence.slot
+            )
+        if written != size:
+            raise BackendError("save-failed", f"libllama wrote {written} of {size} bytes: {_last_error()}")
+        return state.tobytes()
+
+    def restore(self, state: bytes, length: int) -> Sequence:
+        payload = self._layout.payload(state, length)
+        check_room(0, length, self.context_length)
+        with self._lock:
+            sequence = self._new_sequence()
+            try:
+                self._restore(sequence, payload, length)
+            except BaseException:
+                self._release(sequence)
+                raise
+        return sequence
+
+    def _restore(self, sequence: Sequence, payload: Any, length: int) -> None:
+        llama, slot = self._llama, sequence.slot
+        _LOG.clear()
+        read = llama.llama_state_seq_set_data(self._context, _pointer(payload), len(payload), slot)
+        if not read and any("available cells" in line for line in _LOG):
+            raise self._cache_full()
+        ends = llama.llama_memory_seq_pos_min, llama.llama_memory_seq_pos_max
+        first, last = (end(self._memory, slot) for end in ends)
+        if read != len(payload) or (first, last) != (0, length - 1):
+            raise BackendError(
+                "restore-failed",
+                f"libllama read {read} of {len(payload)} bytes, positions {first} to {last} of {length}: "
+                + _last_error(),
+                "compute the prompt again",
+            )
+        sequence.length = length
+
     def rewind(self, sequence: Sequence, length: int) -> None:
         if not 0 <= length <= sequence.length:
             raise InputError("bad-length", f"cannot rewind {sequence.length} tokens to {length}", "")
         with self._lock:
             self._check_live(sequence)
-            self._rewind(sequence, length)
+            self._cut(sequence, length)
+            sequence._logits = None
 
-    def _rewind(self, sequence: Sequence, length: int) -> None:
+    def _cut(self, sequence: Sequence, length: int) -> None:
         if not self._llama.llama_memory_seq_rm(self._memory, sequence.slot, length, -1):
             raise BackendError("rewind-failed", f"libllama cannot rewind to {length} tokens")
         sequence.length = length
-        sequence._logits = None
 
     def release(self, sequence: Sequence) -> None:
-        with self._lock:
-            self._release(sequence)
+        if not self._lock.forked:  # a generator dropped in a forked child must not complain
+            with self._lock:
+                self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         if sequence.slot < 0:
@@ -329,6 +428,8 @@ class LlamaBackend:
             self.release(sequence)
 
     def close(self) -> None:
+        if self._lock.forked:  # the memory is the parent's to free, and the threads are not here
+            return
         with self._lock:
             for sequence in self._stepped:  # their logits point into memory that is freed now
                 sequence._logits = None
@@ -339,3 +440,7 @@ class LlamaBackend:
                 self._llama.llama_free(context)
             if model:
                 self._llama.llama_model_free(model)
+
+
+def _pointer(array: np.ndarray[Any, np.dtype[np.uint8]]) -> Any:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(ctypes.c_uint8))

@@ -7,9 +7,13 @@ tokens and a vocabulary of 151,936 gave what the tokenizer adds.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Literal
 
-__all__ = ["cache_bytes", "needed_memory"]
+from edge_distill_runtime.machine import memory_limit
+
+__all__ = ["cache_bytes", "needed_memory", "tokens_that_fit"]
 
 Format = Literal["gguf", "onnx"]
 
@@ -40,6 +44,20 @@ def needed_memory(
 
 
 def cache_bytes(format: Format, bytes_per_token: int, context: int) -> int:
-    """Size of the key-value cache for `context` tokens of one sequence."""
+    """Size of the key-value cache for `context` tokens of all sequences together."""
     cells = -(-context // _CELLS) * _CELLS if format == "gguf" else context
     return bytes_per_token * cells
+
+
+def tokens_that_fit(bytes_per_token: int) -> int | None:
+    """How many tokens fit in memory beside what this process holds now; None where that is not known."""
+    limit, held = memory_limit(), _resident_bytes()
+    return None if limit is None or held is None else max(0, limit - held) // bytes_per_token
+
+
+def _resident_bytes() -> int | None:
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):  # no Linux
+        return None

@@ -6,8 +6,11 @@ a step writes one token's keys and values and copies nothing. No custom-operator
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import re
-import threading
+import weakref
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
@@ -16,9 +19,12 @@ from typing import Any
 import numpy as np
 
 from edge_distill_runtime.backend import (
+    EngineLock,
     Floats,
     Integers,
     Sequence,
+    StateLayout,
+    check_draft,
     check_finite,
     check_room,
     check_step,
@@ -26,6 +32,8 @@ from edge_distill_runtime.backend import (
     most_sequences,
 )
 from edge_distill_runtime.errors import BackendError, BundleError, InputError, MissingExtra, ResourceError
+from edge_distill_runtime.memory import tokens_that_fit
+from edge_distill_runtime.onnx_cache import KeyValueCache
 
 __all__ = ["OnnxBackend"]
 
@@ -34,7 +42,12 @@ _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
+_sessions: Any = None  # the open sessions of this process
+
+
 def _library() -> Any:
+    # since 1.29 it reports every session to its maker, from a thread that a forked child waits for at its exit
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as exc:
@@ -43,7 +56,23 @@ def _library() -> Any:
             f"onnxruntime cannot be imported: {exc}",
             'pip install "edge-distill-runtime[onnx]"',
         ) from exc
+    onnxruntime.disable_telemetry_events()  # in case that somebody imported it before
     return onnxruntime
+
+
+def _leave_to_parent(session: Any) -> None:
+    """Let no forked child free the session, not at its exit either: it would wait for threads that it has not."""
+    global _sessions
+    if _sessions is None:
+        _sessions = weakref.WeakSet()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_keep_sessions)
+    _sessions.add(session)
+
+
+def _keep_sessions() -> None:
+    for session in _sessions:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 
 
 class OnnxBackend:
@@ -52,10 +81,19 @@ class OnnxBackend:
     Inputs: input_ids and attention_mask int64 [batch, ...], perhaps position_ids, and for every layer
     past_key_values.N.key and .value [batch, kv_heads, context, head_dim]. Outputs: logits
     [batch, tokens, vocab], present.N.key and .value. `head_dim` must be the graph's, which may leave it open.
-    A fork copies its past.
+    A fork copies its past. All sequences together hold at most `cache_tokens` tokens, by default what fits in
+    memory.
     """
 
-    def __init__(self, path: Path | str, *, context: int, threads: int, head_dim: int) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        context: int,
+        threads: int,
+        head_dim: int,
+        cache_tokens: int | None = None,
+    ) -> None:
         runtime = _library()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -65,13 +103,14 @@ class OnnxBackend:
         options.enable_mem_pattern = False
         # smaller pieces of work the fewer are left: 4 to 9 % of a step on two cores
         options.add_session_config_entry("session.dynamic_block_base", "4")
-        self._lock = threading.Lock()
+        self._lock = EngineLock()
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as exc:  # ONNX Runtime's exceptions share no other base
             raise BundleError(
                 "load-failed", f"ONNX Runtime cannot load {path}: {_first_line(exc)}", "export it again"
             ) from exc
+        _leave_to_parent(self._session)
         self.context_length = context
         self._read_signature(path, head_dim)
         self._chunk = max(16, min(512, _LOGITS_BYTES // (4 * self.vocab_size)))
@@ -83,14 +122,21 @@ class OnnxBackend:
         self._ones = np.ones(context, np.int64)  # the mask of any single sequence
         self._ones_at: int = self._ones.ctypes.data
         self._mask = np.empty(0, np.int64)
-        self._caches: list[Any] = []
-        self._capacity = 0
+        self._sequences: dict[int, Sequence] = {}  # in use, by slot
+        self._held = 0  # tokens in all of them
         self._free = list(range(self.max_sequences))
         self._stepped: list[Sequence] = []  # whose logits point into `_rows`
         # by first slot and number of sequences; what ids and logits they are bound to
         self._bindings: dict[tuple[int, int], Any] = {}
         self._bound: dict[tuple[int, int], tuple[int, int]] = {}
-        self._reserve(1)
+        self.cache_tokens = self._most_tokens() if cache_tokens is None else max(context, cache_tokens)
+        self._cache.reserve(1, {})
+
+    def _most_tokens(self) -> int:
+        """As many tokens as all sequences may have, or as fit in memory beside what the process holds now."""
+        most = self.max_sequences * self.context_length
+        fitting = tokens_that_fit(self._cache.bytes_per_token)
+        return most if fitting is None else max(self.context_length, min(most, fitting))
 
     def _read_signature(self, path: Path | str, head_dim: int) -> None:
         """Names, layers, heads and types from the graph itself."""
@@ -124,30 +170,13 @@ class OnnxBackend:
         self._present = present
         self._has_positions = "position_ids" in inputs
         self.vocab_size: int = vocabulary
-        self._dtype = _TYPES[first.type]
-        self._cache_shape = (first.shape[1], self.context_length, head_dim)
+        layers, heads, dtype = len(self._past), first.shape[1], _TYPES[first.type]
+        self._cache = KeyValueCache(layers, (heads, self.context_length, head_dim), dtype)
+        self._layout = StateLayout("onnx", layers, heads, head_dim, np.dtype(dtype).itemsize)
 
-    def _reserve(self, capacity: int) -> None:
-        """Make room for `capacity` sequences; what is in use is copied over."""
-        if capacity <= self._capacity:
-            return
-        try:
-            caches = [np.zeros((capacity, *self._cache_shape), self._dtype) for _ in self._past]
-        except MemoryError as exc:
-            size = (
-                capacity * len(self._past) * int(np.prod(self._cache_shape)) * np.dtype(self._dtype).itemsize
-            )
-            raise ResourceError(
-                "memory", f"the cache of {capacity} sequences takes {size >> 20} MiB", "use a smaller context"
-            ) from exc
-        for new, old in zip(caches, self._caches, strict=False):
-            new[: self._capacity] = old
-        self._caches, self._capacity = caches, capacity
-        self._bindings.clear()
-        self._bound.clear()
-
-    def _allocate(self, count: int) -> list[int]:
-        """`count` free slots, side by side where possible: neighbours run in one batch."""
+    def _allocate(self, count: int) -> list[Sequence]:
+        """`count` new sequences, side by side where possible: neighbours run in one batch."""
+        self._check_open()
         if count > len(self._free):
             raise ResourceError(
                 "too-many-sequences",
@@ -158,20 +187,40 @@ class OnnxBackend:
         starts = range(len(self._free) - count + 1)
         start = next((at for at in starts if self._free[at + count - 1] - self._free[at] == count - 1), 0)
         slots = self._free[start : start + count]
-        self._reserve(slots[-1] + 1)
+        if slots[-1] >= self._cache.slots:
+            wider = min(self.max_sequences, max(slots[-1] + 1, 2 * self._cache.slots))
+            self._bindings.clear()
+            self._bound.clear()
+            lengths = {slot: sequence.length for slot, sequence in self._sequences.items()}
+            self._cache.reserve(wider, lengths)
         del self._free[start : start + count]
-        return slots
+        sequences = [Sequence(slot) for slot in slots]
+        self._sequences.update(zip(slots, sequences, strict=True))
+        return sequences
+
+    def _check_cache(self, more: int) -> None:
+        if self._held + more > self.cache_tokens:
+            raise ResourceError(
+                "cache-full",
+                f"{more} tokens do not fit the cache of {self.cache_tokens}: "
+                f"{self._held} are in it, {len(self._sequences)} sequences share it",
+                "release sequences or load with more cache_tokens",
+            )
+
+    def _set_length(self, sequence: Sequence, length: int) -> None:
+        self._held += length - sequence.length
+        sequence.length = length
 
     def _binding(self, slot: int, count: int) -> Any:
         """An I/O binding whose past and present are the caches of `count` slots from `slot` on."""
         binding = self._bindings.get((slot, count))
         if binding is None:
             binding = self._session.io_binding()
-            shape = (count, *self._cache_shape)
-            for name, cache in zip(self._past, self._caches, strict=True):
-                address = cache[slot].ctypes.data
-                binding.bind_input(name, "cpu", 0, self._dtype, shape, address)
-                binding.bind_output(self._present[name], "cpu", 0, self._dtype, shape, address)
+            shape, dtype = (count, *self._cache.shape), self._cache.dtype
+            for name, array in zip(self._past, self._cache.arrays, strict=True):
+                address = array[slot].ctypes.data
+                binding.bind_input(name, "cpu", 0, dtype, shape, address)
+                binding.bind_output(self._present[name], "cpu", 0, dtype, shape, address)
             self._bindings[slot, count] = binding
         return binding
 
@@ -216,8 +265,7 @@ class OnnxBackend:
         array = check_tokens(tokens, self.vocab_size)
         check_room(0, len(array), self.context_length)
         with self._lock:
-            self._check_open()
-            sequence = Sequence(self._allocate(1)[0])
+            sequence = self._allocate(1)[0]
             try:
                 self._extend(sequence, array)
             except BaseException:
@@ -230,14 +278,20 @@ class OnnxBackend:
         check_room(sequence.length, len(array), self.context_length)
         with self._lock:
             self._check_live(sequence)
-            length = sequence.length
-            try:
+            with self._undone_on_error(sequence):
                 self._extend(sequence, array)
-            except BaseException:
-                sequence.length, sequence._logits = length, None
-                raise
+
+    @contextlib.contextmanager
+    def _undone_on_error(self, sequence: Sequence) -> Iterator[None]:
+        length = sequence.length
+        try:
+            yield
+        except BaseException:
+            self._set_length(sequence, length)
+            raise
 
     def _extend(self, sequence: Sequence, tokens: Integers) -> None:
+        self._check_cache(len(tokens))
         for start in range(0, len(tokens), self._chunk):
             rows = self._forward(sequence, tokens[start : start + self._chunk])
         check_finite(rows[-1])
@@ -248,7 +302,7 @@ class OnnxBackend:
         self._forget_stepped()
         self._ids[: len(chunk)] = chunk
         self._run(sequence.slot, (sequence.length,), len(chunk), 0)
-        sequence.length += len(chunk)
+        self._set_length(sequence, sequence.length + len(chunk))
         return self._rows[: len(chunk)]
 
     def step(self, sequences: SequenceOf[Sequence], tokens: SequenceOf[int]) -> Floats:
@@ -256,6 +310,7 @@ class OnnxBackend:
         with self._lock:
             for sequence in sequences:
                 self._check_live(sequence)
+            self._check_cache(len(sequences))
             self._forget_stepped()
             if len(sequences) == 1:
                 self._ids[0] = tokens[0]
@@ -266,6 +321,7 @@ class OnnxBackend:
             for index, sequence in enumerate(sequences):
                 sequence.length += 1
                 sequence._logits = rows[index]
+            self._held += len(sequences)
             self._stepped = list(sequences)
         check_finite(rows)
         return rows
@@ -293,31 +349,72 @@ class OnnxBackend:
     def fork(self, sequence: Sequence, n: int) -> list[Sequence]:
         with self._lock:
             self._check_live(sequence)
-            children = [Sequence(slot) for slot in self._allocate(n)] if n else []
+            self._check_cache(n * sequence.length)
+            children = self._allocate(n) if n else []
+            self._cache.copy(sequence.slot, sequence.length, (child.slot for child in children))
             for child in children:
-                child.length = sequence.length
+                self._set_length(child, sequence.length)
                 child._logits = None if sequence._logits is None else sequence._logits.copy()
-            for cache in self._caches:
-                past = cache[sequence.slot, :, : sequence.length]
-                for child in children:
-                    cache[child.slot, :, : sequence.length] = past
         return children
+
+    def verify(self, sequence: Sequence, tokens: SequenceOf[int]) -> Floats:
+        array = check_draft(tokens, self)
+        check_room(sequence.length, len(array), self.context_length)
+        with self._lock:
+            self._check_live(sequence)
+            self._check_cache(len(array))
+            with self._undone_on_error(sequence):
+                rows = self._forward(sequence, array)
+                check_finite(rows)
+            sequence._logits = rows[-1]
+            self._stepped = [sequence]
+        return rows
+
+    def save(self, sequence: Sequence) -> bytes:
+        with self._lock:
+            self._check_live(sequence)
+            payload = self._cache.read(sequence.slot, sequence.length)
+            return self._layout.header(sequence.length) + payload
+
+    def restore(self, state: bytes, length: int) -> Sequence:
+        payload = self._layout.payload(state, length)
+        check_room(0, length, self.context_length)
+        if len(payload) != length * self._cache.bytes_per_token:
+            raise InputError(
+                "bad-state",
+                f"the saved state has {len(payload)} bytes, "
+                f"{length} tokens take {length * self._cache.bytes_per_token}",
+                "compute the prompt again",
+            )
+        with self._lock:
+            self._check_cache(length)
+            sequence = self._allocate(1)[0]
+            self._cache.write(sequence.slot, length, payload)
+            self._set_length(sequence, length)
+        return sequence
 
     def rewind(self, sequence: Sequence, length: int) -> None:
         with self._lock:
             self._check_live(sequence)
             if not 0 <= length <= sequence.length:
                 raise InputError("bad-length", f"cannot rewind {sequence.length} tokens to {length}")
-            sequence.length, sequence._logits = length, None
+            self._set_length(sequence, length)
+            sequence._logits = None
 
     def release(self, sequence: Sequence) -> None:
-        with self._lock:
-            self._release(sequence)
+        if not self._lock.forked:  # a generator dropped in a forked child must not complain
+            with self._lock:
+                self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        if sequence.slot >= 0:
-            self._free.append(sequence.slot)
-            sequence.slot, sequence.length, sequence._logits = -1, 0, None
+        if sequence.slot < 0:
+            return
+        self._set_length(sequence, 0)
+        del self._sequences[sequence.slot]
+        self._free.append(sequence.slot)
+        if sequence.slot and self._session is not None:  # the first slot's pages are used again at once
+            self._cache.give_back(sequence.slot)
+        sequence.slot, sequence._logits = -1, None
 
     def _check_open(self) -> None:
         if self._session is None:
@@ -332,8 +429,8 @@ class OnnxBackend:
         array = check_tokens(tokens, self.vocab_size)
         check_room(0, len(array), self.context_length)
         with self._lock:
-            self._check_open()
-            sequence = Sequence(self._allocate(1)[0])
+            self._check_cache(len(array))
+            sequence = self._allocate(1)[0]
         try:
             for at in range(0, len(array), self._chunk):
                 with self._lock:
@@ -346,11 +443,13 @@ class OnnxBackend:
             self.release(sequence)
 
     def close(self) -> None:
+        if self._lock.forked:  # freeing the session would wait for threads that are not here
+            return
         with self._lock:
             self._forget_stepped()
             self._bindings.clear()
             self._bound.clear()
-            self._caches, self._capacity = [], 0
+            self._cache.close()
             self._session = None
 
 

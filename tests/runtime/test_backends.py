@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ import pytest
 from edge_distill_export.checkpoint import Checkpoint
 from edge_distill_runtime import BackendError, EdgeDistillError, InputError, Model, ResourceError, load
 from edge_distill_runtime.backend import Backend, Sequence
+from edge_distill_runtime.llama import LlamaBackend
+from edge_distill_runtime.onnx import OnnxBackend
 from tests.numerics import kl_divergence, reference_logits
 from tests.random_models import CONTEXT_LENGTH, VOCAB_SIZE
 from tests.runtime.bundles import write_manifest
@@ -29,6 +34,25 @@ def assert_close(measured: np.ndarray, expected: np.ndarray) -> None:
 @pytest.fixture(scope="module")
 def reference(checkpoint: Checkpoint) -> np.ndarray:
     return reference_logits(checkpoint.model, TOKENS)
+
+
+@pytest.fixture(params=["gguf", "onnx"])
+def opened(request: pytest.FixtureRequest, bundles: dict[str, Path]) -> Iterator[Any]:
+    """Opens engines by `opened(context=, cache_tokens=)`, in one format after the other."""
+    engines: list[Backend] = []
+
+    def open_engine(**options: Any) -> Any:
+        engine: Backend
+        if request.param == "gguf":
+            engine = LlamaBackend(bundles["gguf"] / "model.gguf", threads=1, **options)
+        else:
+            engine = OnnxBackend(bundles["onnx"] / "model.onnx", threads=1, head_dim=32, **options)
+        engines.append(engine)
+        return engine
+
+    yield open_engine
+    for engine in engines:
+        engine.close()
 
 
 def fresh(backend: Backend, tokens: list[int]) -> np.ndarray:
@@ -254,6 +278,209 @@ def test_full_cache_is_a_typed_error(bundles: dict[str, Path]) -> None:
             model.backend.prefill(TOKENS[:150])
         model.backend.release(first)
         model.backend.release(model.backend.prefill(TOKENS[:150]))
+
+
+def test_more_cache_than_one_sequence_may_use(opened: Any, reference: np.ndarray) -> None:
+    backend = opened(context=60, cache_tokens=512)
+    assert backend.context_length == 60
+    assert backend.cache_tokens == 512
+    sequences = [backend.prefill(TOKENS[:59]) for _ in range(8)]
+    rows = backend.step(sequences, [TOKENS[59]] * 8)
+    for row in rows:
+        assert_close(row, reference[59])
+    for call in (lambda: backend.step(sequences[:1], [5]), lambda: backend.verify(sequences[0], [5])):
+        with pytest.raises(InputError, match="61 tokens do not fit the context of 60"):
+            call()
+    with pytest.raises(ResourceError, match=r"cache of 512 tokens is full|fit the cache of 512") as error:
+        backend.prefill(TOKENS[:40])
+    assert error.value.code == "cache-full"
+
+
+def test_full_cache_changes_nothing(opened: Any, reference: np.ndarray, monkeypatch: Any) -> None:
+    backend = opened(context=256, cache_tokens=256)
+    use_small_chunks(backend, monkeypatch)  # so that a part of a prompt is computed before it fails
+    others = [backend.prefill(TOKENS[:100]) for _ in range(2)]
+    sequence = backend.prefill(TOKENS[:20])
+    state = backend.save(others[0])
+    backend.step([sequence], [TOKENS[20]])
+    backend.extend(sequence, TOKENS[21:55])  # 255 of 256 are in use
+    kept = sequence.logits.copy()
+    for call in (
+        lambda: backend.prefill(TOKENS[:40]),
+        lambda: backend.extend(sequence, TOKENS[55:95]),
+        lambda: backend.verify(sequence, TOKENS[55:60]),
+        lambda: backend.step([sequence, others[0]], [1, 2]),
+        lambda: backend.restore(state, 100),
+    ):
+        with pytest.raises(ResourceError) as error:
+            call()
+        assert error.value.code == "cache-full"
+        assert (sequence.length, others[0].length) == (55, 100)
+        np.testing.assert_array_equal(sequence.logits, kept)
+    assert_close(backend.step([sequence], [TOKENS[55]])[0], reference[55])
+    with pytest.raises(ResourceError):
+        backend.step([sequence], [TOKENS[56]])
+    backend.release(others[1])
+    assert_close(backend.step([others[0]], [TOKENS[100]])[0], reference[100])
+    assert_close(backend.step([sequence], [TOKENS[56]])[0], reference[56])
+
+
+def test_rewound_and_released_tokens_free_the_cache(opened: Any) -> None:
+    backend = opened(context=256, cache_tokens=256)
+    sequence = backend.prefill(TOKENS[:150])
+    backend.rewind(sequence, 50)
+    backend.release(backend.prefill(TOKENS[:150]))
+    with pytest.raises(InputError):
+        backend.extend(sequence, TOKENS * 2)
+    other = backend.prefill(TOKENS[:150])
+    backend.extend(sequence, TOKENS[50:106])  # exactly full
+    backend.release(other)
+    backend.release(sequence)
+    for _ in range(20):
+        backend.release(backend.prefill(TOKENS))
+
+
+def test_verify_equals_steps(backend: Backend, reference: np.ndarray) -> None:
+    sequence = backend.prefill(TOKENS[:30])
+    rows = backend.verify(sequence, TOKENS[30:38])
+    assert rows.shape == (8, VOCAB_SIZE)
+    assert sequence.length == 38
+    for row, expected in zip(rows, reference[30:38], strict=True):
+        assert_close(row, expected)
+    np.testing.assert_array_equal(sequence.logits, rows[-1])
+    backend.rewind(sequence, 33)  # a draft that was wrong from its fourth token on
+    assert_close(backend.step([sequence], [TOKENS[33]])[0], reference[33])
+    rows = backend.verify(sequence, TOKENS[34 : 34 + backend.max_sequences])
+    assert_close(rows[-1], reference[33 + backend.max_sequences])
+    with pytest.raises(InputError, match="65 tokens are to be verified, 64 can be"):
+        backend.verify(sequence, [5] * 65)
+    with pytest.raises(InputError, match="no tokens"):
+        backend.verify(sequence, [])
+    with pytest.raises(InputError, match="token 512 lies outside"):
+        backend.verify(sequence, [512])
+    backend.release(sequence)
+    with pytest.raises(BackendError, match="released"):
+        backend.verify(sequence, [5])
+
+
+def test_restored_sequence_goes_on_bit_for_bit(opened: Any) -> None:
+    """In a cache that was empty: libllama sums attention in the order of its cells."""
+    backend = opened(context=256)
+    sequence = backend.prefill(TOKENS[:100])
+    state = backend.save(sequence)
+    assert isinstance(state, bytes)
+    backend.extend(sequence, TOKENS[100:120])
+    expected = sequence.logits.copy()
+    other = opened(context=256)
+    copy = other.restore(state, 100)
+    assert copy.length == 100
+    with pytest.raises(BackendError, match="logits"):
+        _ = copy.logits
+    other.extend(copy, TOKENS[100:120])
+    np.testing.assert_array_equal(copy.logits, expected)
+    child = other.fork(copy, 2)[1]
+    other.step([child], [5])
+    assert len(other.save(child)) > len(state)  # a fork's state is its own
+
+
+def test_restored_beside_others(backend: Backend, reference: np.ndarray) -> None:
+    first = backend.prefill(TOKENS[:70])
+    state = backend.save(first)
+    copies = [backend.restore(state, 70), backend.restore(state, 70)]
+    backend.rewind(copies[0], 60)
+    backend.extend(copies[0], TOKENS[60:65])
+    assert_close(copies[0].logits, reference[64])
+    rows = backend.step([copies[1], first], [TOKENS[70], 9]).copy()
+    assert_close(rows[0], reference[70])
+    assert_close(rows[1], fresh_beside(backend, copies, [*TOKENS[:70], 9]))
+    backend.release(first)
+
+
+def fresh_beside(backend: Backend, others: list[Sequence], tokens: list[int]) -> np.ndarray:
+    for other in others:
+        backend.release(other)
+    return fresh(backend, tokens)
+
+
+def test_foreign_states_are_refused(backend: Backend, reference: np.ndarray) -> None:
+    sequence = backend.prefill(TOKENS[:20])
+    state = backend.save(sequence)
+    damaged = [
+        (b"", 20),
+        (state[:10], 20),
+        (state, 19),
+        (state, 21),
+        (state, 0),
+        (state[:-1], 20),
+        (state + b"\0", 20),
+        (state[: len(state) // 2], 20),
+        (b"X" + state[1:], 20),
+        (state[:12] + b"\x07" + state[13:], 20),
+    ]
+    for data, length in damaged:
+        with pytest.raises((InputError, BackendError), match="compute the prompt again"):
+            backend.restore(data, length)
+    with pytest.raises(InputError, match=r"do not fit the context|holds no"):
+        backend.restore(state, 10**6)
+    for _ in range(100):  # a refusal leaks no slot and no cell
+        with pytest.raises((InputError, BackendError)):
+            backend.restore(state[:-1], 20)
+    assert_close(backend.step([sequence], [TOKENS[20]])[0], reference[20])
+    backend.release(sequence)
+    with pytest.raises(BackendError, match="released"):
+        backend.save(sequence)
+
+
+def test_state_of_the_other_engine_is_refused(bundles: dict[str, Path]) -> None:
+    with load(bundles["gguf"], threads=1) as gguf, load(bundles["onnx"], threads=1) as onnx:
+        states = [model.backend.save(model.backend.prefill(TOKENS[:20])) for model in (gguf, onnx)]
+        for model, state in ((gguf, states[1]), (onnx, states[0])):
+            with pytest.raises(InputError, match="holds no 20 tokens of this model"):
+                model.backend.restore(state, 20)
+
+
+FORKED = """
+import os, signal, sys
+from edge_distill_runtime import BackendError, load
+model = load(sys.argv[1], threads=2)
+backend = model.backend
+sequence = backend.prefill(list(range(3, 60)))
+chunks = backend.teacher_force(list(range(3, 200)))
+next(chunks)
+child = os.fork()
+if not child:
+    signal.alarm(20)  # a hang is a failure
+    for call in (
+        lambda: backend.prefill([5]),
+        lambda: backend.extend(sequence, [5]),
+        lambda: backend.step([sequence], [5]),
+        lambda: backend.verify(sequence, [5]),
+        lambda: backend.fork(sequence, 1),
+        lambda: backend.rewind(sequence, 1),
+        lambda: backend.save(sequence),
+        lambda: next(backend.teacher_force([5, 6])),
+    ):
+        try:
+            call()
+        except BackendError as error:
+            assert error.code == "forked", error
+        else:
+            raise AssertionError("no error in the forked child")
+    backend.release(sequence)
+    backend.close()
+    del chunks
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+backend.step([sequence], [5])
+model.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_forked_child_gets_a_typed_error_and_exits(bundles: dict[str, Path], model: Model) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, str(bundles[model.manifest.format])]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 def test_closed(bundles: dict[str, Path], model: Model) -> None:
