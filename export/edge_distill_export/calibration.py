@@ -202,7 +202,7 @@ def own_traces(
 
     The backend must hold `OWN_BATCH` sequences of `context` tokens.
     """
-    from edge_distill_runtime.sampling import SamplingOptions, make_sampler
+    from edge_distill_runtime.sampling import Sampler, SamplingOptions
 
     texts = []
     with stage("Writing calibration traces", len(prompts)) as advance:
@@ -212,7 +212,7 @@ def own_traces(
                 SamplingOptions(_OWN_TEMPERATURE, top_p=_OWN_TOP_P, seed=seed + start + i)
                 for i in range(len(batch))
             ]
-            samplers = [make_sampler(option) for option in options]
+            samplers = [Sampler(option).sample for option in options]
             written = _generate(backend, batch, samplers, stop_ids, context)
             texts += [Text(p + w, len(p), len(p) + len(w)) for p, w in zip(batch, written, strict=True)]
             advance(len(batch))

@@ -62,7 +62,9 @@ class Backend(Protocol):
     max_sequences: int
     """Most sequences at one time, and in one step."""
     cache_tokens: int
-    """Most tokens of all sequences together. What forks share counts once in libllama, each time in ONNX Runtime."""
+    """Most tokens of all sequences together."""
+    shares_prefix: bool
+    """Whether what forks have in common counts once in `cache_tokens`."""
 
     def prefill(self, tokens: SequenceOf[int]) -> Sequence:
         """A new sequence over `tokens`, at least one; its `logits` are kept until its next step."""

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from edge_distill_runtime.errors import InputError
 
-__all__ = ["ChatSegments", "Piece", "ReasoningMarkers", "ReasoningParser", "render"]
+__all__ = ["ChatSegments", "Piece", "ReasoningMarkers", "ReasoningParser", "longest_overlap", "render"]
 
 Kind = Literal["reasoning", "answer"]
 
@@ -129,7 +129,7 @@ class ReasoningParser:
                 pieces.append(Piece(self.kind, text[:at]))
             text = text[at + len(marker) :]
             self._inside = not self._inside
-        held = _overlap(text, marker)
+        held = longest_overlap(text, marker)
         self._held = text[len(text) - held :]
         if len(text) > held:
             pieces.append(Piece(self.kind, text[: len(text) - held]))
@@ -141,7 +141,7 @@ class ReasoningParser:
         return [Piece(self.kind, held)] if held else []
 
 
-def _overlap(text: str, marker: str) -> int:
+def longest_overlap(text: str, marker: str) -> int:
     """Length of the longest proper prefix of `marker` that ends `text`."""
     for length in range(min(len(text), len(marker) - 1), 0, -1):
         if text.endswith(marker[:length]):

@@ -78,6 +78,8 @@ class LlamaBackend:
     they have in common.
     """
 
+    shares_prefix = True
+
     def __init__(
         self, path: Path | str, *, context: int, threads: int, cache_tokens: int | None = None
     ) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "KVLayout",
     "Manifest",
     "Precision",
+    "ReasoningLengths",
     "SamplingDefaults",
     "manifest_to_json",
     "parse_manifest",
@@ -64,12 +65,22 @@ class KVLayout:
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """Recommended sampling; temperature 0 is greedy, top_k 0 and top_p 1 and min_p 0 switch a filter off."""
+    """Recommended sampling; temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and penalty 1 are off."""
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class ReasoningLengths:
+    """Quantiles of the tokens of reasoning in the traces that the model learned from."""
+
+    p50: int
+    p90: int
+    p99: int
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,8 @@ class Manifest:
     reasoning: ReasoningMarkers | None
     files: tuple[FileEntry, ...]
     """Every file of the bundle but the manifest."""
+    reasoning_lengths: ReasoningLengths | None = None
+    """The default thinking budget is the last of them; None: no budget."""
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     lineage: dict[str, Any] = field(default_factory=dict)
     verification: dict[str, Any] = field(default_factory=dict)
@@ -200,6 +213,9 @@ def _check(manifest: Manifest) -> None:
         raise ValueError(f"token id {bad[0]} lies outside the vocabulary of {manifest.vocab_size}")
     if manifest.reasoning and not (manifest.reasoning.open and manifest.reasoning.close):
         raise ValueError("a reasoning marker is empty")
+    lengths = manifest.reasoning_lengths
+    if lengths and not 0 < lengths.p50 <= lengths.p90 <= lengths.p99 <= _MAX_CONTEXT:
+        raise ValueError(f"reasoning_lengths are {dataclasses.astuple(lengths)}, they must rise from 1 on")
     _check_files(manifest)
     sampling = manifest.sampling
     if (
@@ -207,6 +223,7 @@ def _check(manifest: Manifest) -> None:
         or sampling.top_k < 0
         or not 0 < sampling.top_p <= 1
         or not 0 <= sampling.min_p <= 1
+        or not 0 < sampling.repetition_penalty <= 10
     ):
         raise ValueError(f"sampling defaults out of range: {sampling}")
 

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Unpack
 
-from edge_distill_runtime.backend import Backend, Sequence, check_room
-from edge_distill_runtime.chat import Piece, ReasoningParser, render
+from edge_distill_runtime.backend import Backend, check_room
+from edge_distill_runtime.chat import render
+from edge_distill_runtime.decoding import Decoding, Event, FinishReason, Language, TokenLogprob
 from edge_distill_runtime.detokenizer import Detokenizer, encode, load_tokenizer
+from edge_distill_runtime.engine import Engine, Job
 from edge_distill_runtime.errors import BundleError, InputError, ResourceError
 from edge_distill_runtime.machine import memory_limit, usable_cpus
 from edge_distill_runtime.manifest import Manifest, read_manifest, verify_files
 from edge_distill_runtime.memory import cache_bytes, needed_memory
-from edge_distill_runtime.sampling import SamplingOptions, make_sampler
+from edge_distill_runtime.options import GenerationOptions, Settings, resolve
+
+if TYPE_CHECKING:
+    from edge_distill_runtime.constraint import Constraint, ConstraintCompiler
+    from edge_distill_runtime.prompt_cache import PromptCache
+    from edge_distill_runtime.reason import Reasoning
 
 __all__ = ["Event", "Generation", "Model", "load"]
 
 Prompt = str | SequenceOf[Mapping[str, str]]
-FinishReason = Literal["stop", "length", "context"]
-
-
-@dataclass(frozen=True)
-class Event:
-    """A stretch of generated text."""
-
-    kind: Literal["reasoning", "answer"]
-    text: str
-    tokens: int
-    """Tokens generated so far."""
-    seconds: float
-    """Since the prompt was computed."""
-    finish_reason: FinishReason | None = None
-    """Only on the last event: `stop` (a stop token), `length` (max_tokens) or `context` (it is full)."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +42,17 @@ class Generation:
     answer: str
     tokens: tuple[int, ...]
     """Token ids, without the stop token."""
+    reasoning_tokens: int
     finish_reason: FinishReason
     prompt_tokens: int
+    cached_tokens: int
+    """How many tokens of the prompt came from the prompt cache."""
     prompt_seconds: float
     """Time to compute the prompt."""
     seconds: float
     """Time to generate, the prompt not counted."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the sampled tokens, when they were asked for; tokens that were put in by force have none."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -137,10 +134,17 @@ def _check_memory(manifest: Manifest, context: int) -> None:
 
 
 class Model:
-    """A loaded bundle; close it, or use it in a `with` statement."""
+    """A loaded bundle; close it, or use it in a `with` statement. Threads may share it."""
 
     def __init__(
-        self, manifest: Manifest, backend: Backend, tokenizer: Any, detokenizer: Detokenizer
+        self,
+        manifest: Manifest,
+        backend: Backend,
+        tokenizer: Any,
+        detokenizer: Detokenizer,
+        *,
+        batching: bool = True,
+        cache: PromptCache | None = None,
     ) -> None:
         self.manifest = manifest
         self.backend = backend
@@ -148,6 +152,11 @@ class Model:
         """A `tokenizers.Tokenizer`."""
         self.detokenizer = detokenizer
         self.chat = manifest.chat
+        self.engine = Engine(backend, batching=batching, cache=cache)
+        self._cache = cache
+        self._language = Language(
+            detokenizer, self._encode_fragment, frozenset(manifest.stop_ids), manifest.reasoning
+        )
 
     def __enter__(self) -> Model:
         return self
@@ -161,165 +170,201 @@ class Model:
         """Free the model; every later call raises `BackendError`."""
         self.backend.close()
 
+    # -- prompts --------------------------------------------------------------------------------------------
+
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """Token ids of messages, or of a user's text, in the chat form; with `raw`, of the text as it is."""
-        return self._encode(prompt, raw)[0]
+        return self._tokenize(*self._prompt_text(prompt, raw))
 
-    def _encode(self, prompt: Prompt, raw: bool) -> tuple[list[int], bool]:
-        """Token ids, and whether the prompt ends inside the reasoning."""
+    def _prompt_text(self, prompt: Prompt, raw: bool, *, complete: bool = True) -> tuple[str, bool]:
+        """The prompt as one string, and whether it is raw; `complete` invites the assistant to speak."""
         if isinstance(prompt, str) and (raw or self.chat is None):
-            text = prompt
-            tokens = encode(self.tokenizer, text)
-            bos = self.manifest.bos_id
-            if bos is not None and tokens[:1] != [bos]:
-                tokens.insert(0, bos)
-        else:
-            if self.chat is None or raw:
-                raise InputError(
-                    "no-chat", f"{self.manifest.name} has no chat form", "give the prompt as one string"
-                )
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            text = render(self.chat, messages)
-            tokens = encode(self.tokenizer, text)
-        markers = self.manifest.reasoning
-        return tokens, markers is not None and text.rstrip().endswith(markers.open)
+            return prompt, True
+        if self.chat is None or raw:
+            raise InputError(
+                "no-chat", f"{self.manifest.name} has no chat form", "give the prompt as one string"
+            )
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return render(self.chat, messages, complete), False
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int = 512,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        seed: int | None = None,
-        raw: bool = False,
-    ) -> Generation:
-        """Answer a prompt; sampling options left out come from the manifest (by default greedy)."""
-        options = self._options(temperature, top_k, top_p, min_p, seed)
-        run = _Run(self, prompt, max_tokens, options, raw)
-        seconds = run.complete()
-        # the text is made at the end: between two steps every line of Python waits for a cold cache
-        text = self.detokenizer.decode(run.tokens)
-        pieces = run.pieces(text)
-        return Generation(
-            text=text,
-            reasoning="".join(piece.text for piece in pieces if piece.kind == "reasoning"),
-            answer="".join(piece.text for piece in pieces if piece.kind == "answer"),
-            tokens=tuple(run.tokens),
-            finish_reason=run.finish_reason,
-            prompt_tokens=len(run.prompt),
-            prompt_seconds=run.prompt_seconds,
-            seconds=seconds,
-        )
+    def _tokenize(self, text: str, raw: bool) -> list[int]:
+        tokens = encode(self.tokenizer, text)
+        bos = self.manifest.bos_id
+        if raw and bos is not None and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+        return tokens
+
+    def _encode_fragment(self, text: str) -> list[int]:
+        """Token ids of text in the middle of a sequence: SentencePiece would put a space before it."""
+        before, whole = encode(self.tokenizer, "\n"), encode(self.tokenizer, "\n" + text)
+        return whole[len(before) :] if whole[: len(before)] == before else encode(self.tokenizer, text)
+
+    def _steer(self, text: str, settings: Settings) -> tuple[str, bool]:
+        """The prompt with the reasoning opened or closed as asked, and whether it ends inside the reasoning."""
+        markers = self.manifest.reasoning
+        if markers is None:
+            return text, False
+        inside = text.rstrip().endswith(markers.open)
+        wanted = settings.thinking
+        if wanted is None and settings.answer_format is not None:
+            wanted = True  # else the model could not reason: the format would hold from the first token on
+        if wanted and not inside:
+            return f"{text}{markers.open}\n", True
+        if wanted is False:
+            opening = "" if inside else f"{markers.open}\n"
+            return f"{text}{opening}\n{markers.close}\n\n", False
+        return text, inside
+
+    # -- generating -----------------------------------------------------------------------------------------
+
+    def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Generation:
+        """Answer a prompt: one question, or messages `{"role": ..., "content": ...}`."""
+        return self.sample(prompt, 1, **options)[0]
+
+    def sample(self, prompt: Prompt, n: int, **options: Unpack[GenerationOptions]) -> list[Generation]:
+        """`n` answers to one prompt, which is computed once; the i-th one draws with seed + i."""
+        tokens, decodings = self.prepare(prompt, n, options)
+        job = self.engine.submit(tokens, decodings)
+        try:
+            self.engine.run_until(job, lambda: False)
+        finally:
+            self.engine.close_job(job)
+        return [finished(decoding, job) for decoding in decodings]
 
     def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int = 512,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        seed: int | None = None,
-        raw: bool = False,
+        self, prompt: Prompt, *, samples: int = 1, **options: Unpack[GenerationOptions]
     ) -> Iterator[Event]:
-        """The same as `generate`, as events while they happen; dropping the iterator stops the model."""
-        options = self._options(temperature, top_k, top_p, min_p, seed)
-        return _Run(self, prompt, max_tokens, options, raw).events()
+        """The same as `sample`, as events while they happen; closing or dropping the iterator stops the model.
 
-    def _options(
-        self,
-        temperature: float | None,
-        top_k: int | None,
-        top_p: float | None,
-        min_p: float | None,
-        seed: int | None,
-    ) -> SamplingOptions:
-        default = self.manifest.sampling
-        return SamplingOptions(
-            default.temperature if temperature is None else temperature,
-            default.top_k if top_k is None else top_k,
-            default.top_p if top_p is None else top_p,
-            default.min_p if min_p is None else min_p,
-            seed,
-        )
+        The prompt is checked at once and computed with the first event.
+        """
+        return self._events(*self.prepare(prompt, samples, options))
 
+    def _events(self, tokens: list[int], decodings: list[Decoding]) -> Iterator[Event]:
+        job = self.engine.submit(tokens, decodings, wants_news=True)
+        try:
+            speaking = list(decodings)
+            while speaking:
+                seen = sum(len(decoding.tokens) for decoding in speaking)
+                yield from chain.from_iterable(decoding.take_events() for decoding in speaking)
+                speaking = [decoding for decoding in speaking if not decoding.has_told_all]
+                if speaking:
+                    self.engine.run_until(job, partial(_have_news, speaking, seen))
+        finally:
+            self.engine.close_job(job)
 
-class _Run:
-    """One generation: the prompt is checked at once, computed with the first event."""
-
-    def __init__(
-        self, model: Model, prompt: Prompt, max_tokens: int, options: SamplingOptions, raw: bool
-    ) -> None:
-        if max_tokens < 1:
-            raise InputError("bad-max-tokens", f"max_tokens is {max_tokens}", "ask for at least 1")
-        self._model = model
-        self._max_tokens = max_tokens
-        self._sample = make_sampler(options)
-        self.prompt, inside = model._encode(prompt, raw)
-        if not self.prompt:
+    def prepare(
+        self, prompt: Prompt, n: int, options: GenerationOptions, *, first: int = 0
+    ) -> tuple[list[int], list[Decoding]]:
+        """Token ids of the prompt and `n` decodings for the engine, numbered from `first` on."""
+        settings = resolve(options, self.manifest)
+        most = self.backend.max_sequences - 1  # the prompt itself is a sequence while others begin
+        if not 1 <= n <= most:
+            raise InputError("bad-samples", f"{n} samples were asked for", f"ask for 1 to {most}")
+        text, raw = self._prompt_text(prompt, settings.raw)
+        text, inside = self._steer(text, settings)
+        tokens = self._tokenize(text, raw)
+        if not tokens:
             raise InputError("empty-prompt", "the prompt is empty", "give at least one character")
         # one token has to fit behind the prompt
-        check_room(len(self.prompt), 1, model.backend.context_length)
-        self._parser = ReasoningParser(model.manifest.reasoning, inside=inside)
-        self.tokens: list[int] = []
-        self.finish_reason: FinishReason = "stop"
-        self.prompt_seconds = self._started = 0.0
+        check_room(len(tokens), 1, self.backend.context_length)
+        room = self.backend.context_length - len(tokens) + 1
+        decodings = [
+            Decoding(
+                self._language,
+                settings.for_sample(index),
+                tokens,
+                inside=inside,
+                room=room,
+                constraint=self._constraint(settings),
+                index=index,
+            )
+            for index in range(first, first + n)
+        ]
+        return tokens, decodings
 
-    def complete(self) -> float:
-        """Generate to the end; returns the seconds behind the prompt."""
-        with self._prompted() as sequence:
-            for _ in self._generate(sequence):
-                pass
-            return time.perf_counter() - self._started
+    def _constraint(self, settings: Settings) -> Constraint | None:
+        if settings.answer_format is None:
+            return None
+        return self._compiler.compile(settings.answer_format)
 
-    def pieces(self, text: str) -> list[Piece]:
-        """Reasoning and answer in the whole text."""
-        return [*self._parser.feed(text), *self._parser.finish()]
+    @cached_property
+    def _compiler(self) -> ConstraintCompiler:
+        from edge_distill_runtime.constraint import ConstraintCompiler
 
-    def events(self) -> Iterator[Event]:
-        text = self._model.detokenizer.stream()
-        with self._prompted() as sequence:
-            for token in self._generate(sequence):
-                for piece in self._parser.feed(text.feed(token)):
-                    yield self._event(piece)
-        for piece in self.pieces(text.finish()):
-            yield self._event(piece)
-        yield self._event(Piece(self._parser.kind, ""), self.finish_reason)
+        markers = self.manifest.reasoning
+        marks = [self._encode_fragment(text) for text in (markers.open, markers.close)] if markers else []
+        return ConstraintCompiler(
+            self.detokenizer.bytes_of,
+            self._encode_fragment,
+            vocab_size=self.manifest.vocab_size,
+            stop_ids=self.manifest.stop_ids,
+            special_ids=[tokens[0] for tokens in marks if len(tokens) == 1],
+        )
 
-    @contextmanager
-    def _prompted(self) -> Iterator[Sequence]:
-        """The computed prompt; released at the end, also of a stream that is dropped."""
-        backend = self._model.backend
-        before = time.perf_counter()
-        sequence = backend.prefill(self.prompt)
-        self._started = time.perf_counter()
-        self.prompt_seconds = self._started - before
+    def reason(
+        self,
+        problem: Prompt,
+        *,
+        samples: int = 8,
+        stop_when: float | None = 0.95,
+        verify: bool = False,
+        tools: SequenceOf[Callable[..., Any]] = (),
+        **options: Unpack[GenerationOptions],
+    ) -> Reasoning:
+        """Solve a problem by self-consistency; see `edge_distill_runtime.reason`."""
+        from edge_distill_runtime.reason import reason
+
+        return reason(
+            self, problem, samples=samples, stop_when=stop_when, verify=verify, tools=tools, options=options
+        )
+
+    def cache_prefix(self, prompt: Prompt, *, raw: bool = False, disk: bool = False) -> int:
+        """Compute the beginning that later prompts share once, and keep its state; returns its tokens.
+
+        For messages that is all up to where the next message begins. With `disk`, the state is kept in the
+        user's cache directory as well, for later processes.
+        """
+        if self._cache is None:
+            raise InputError(
+                "no-cache", "this model was loaded without a prompt cache", "load it with load()"
+            )
+        text, is_raw = self._prompt_text(prompt, raw, complete=False)
+        tokens = self._tokenize(text, is_raw)
+        check_room(len(tokens), 1, self.backend.context_length)
+        job = self.engine.submit(tokens, (), stays_open=True)
         try:
-            yield sequence
+            self.engine.run_until(job, lambda: job.prompt_is_computed)
+            assert job.root is not None
+            self._cache.store(tokens, self.backend.save(job.root), disk=disk)
         finally:
-            backend.release(sequence)
+            self.engine.close_job(job)
+        return len(tokens)
 
-    def _generate(self, sequence: Sequence) -> Iterator[int]:
-        """Token ids, each one also appended to `tokens`; sets `finish_reason`."""
-        step, sample, tokens = self._model.backend.step, self._sample, self.tokens
-        stops = frozenset(self._model.manifest.stop_ids)
-        context = self._model.backend.context_length
-        token = sample(sequence.logits)
-        while token not in stops:
-            tokens.append(token)
-            yield token
-            if len(tokens) >= self._max_tokens:
-                self.finish_reason = "length"
-                return
-            if sequence.length >= context:
-                self.finish_reason = "context"
-                return
-            token = sample(step((sequence,), (token,))[0])
 
-    def _event(self, piece: Piece, finish_reason: FinishReason | None = None) -> Event:
-        seconds = time.perf_counter() - self._started
-        return Event(piece.kind, piece.text, len(self.tokens), seconds, finish_reason)
+def _have_news(decodings: SequenceOf[Decoding], seen: int) -> bool:
+    """Whether any of them ended, or has more tokens than `seen` altogether."""
+    if any(decoding.is_finished for decoding in decodings):
+        return True
+    return sum(len(decoding.tokens) for decoding in decodings) != seen
+
+
+def finished(decoding: Decoding, job: Job) -> Generation:
+    """What a decoding that has ended came to."""
+    for _ in decoding.take_events():
+        pass
+    assert decoding.finish_reason is not None
+    reader = decoding.reader
+    return Generation(
+        text=reader.text,
+        reasoning=reader.given("reasoning"),
+        answer=reader.given("answer"),
+        tokens=tuple(decoding.tokens),
+        reasoning_tokens=reader.reasoning_tokens,
+        finish_reason=decoding.finish_reason,
+        prompt_tokens=len(job.prompt),
+        cached_tokens=job.cached_tokens,
+        prompt_seconds=job.prompt_seconds,
+        seconds=decoding.seconds,
+        logprobs=tuple(decoding.logprobs),
+    )

@@ -85,6 +85,8 @@ class OnnxBackend:
     memory.
     """
 
+    shares_prefix = False
+
     def __init__(
         self,
         path: Path | str,

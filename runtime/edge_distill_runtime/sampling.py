@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +12,20 @@ import numpy as np
 from edge_distill_runtime.backend import Floats
 from edge_distill_runtime.errors import InputError
 
-__all__ = ["Sampler", "SamplingOptions", "make_sampler", "probabilities"]
+__all__ = ["Sampler", "SamplingOptions", "log_probabilities", "probabilities", "top_ids"]
 
-Sampler = Callable[[Floats], int]
+Ids = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 switch a filter off."""
+    """Temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 switch a filter off."""
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -32,40 +34,59 @@ class SamplingOptions:
             ("top_k", self.top_k, self.top_k >= 0, "0 or more"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "(0, 1]"),
             ("min_p", self.min_p, 0 <= self.min_p <= 1, "[0, 1]"),
+            ("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty <= 10, "(0, 10]"),
             ("seed", self.seed, self.seed is None or self.seed >= 0, "0 or more"),
         ):
             if not valid:
                 raise InputError("bad-sampling", f"{name} is {value}", f"it must be {limits}")
 
 
-def make_sampler(options: SamplingOptions) -> Sampler:
-    """A function from logits [vocab] to a token id; the same seed gives the same tokens."""
-    if options.temperature == 0:
-        return lambda logits: int(logits.argmax())
-    generator = np.random.default_rng(options.seed)
+class Sampler:
+    """Draws the tokens of one sequence; the same seed and logits give the same tokens."""
 
-    def sample(logits: Floats) -> int:
-        ids, weights = probabilities(logits, options)
-        # inverse of the cumulative distribution: one random number a token
-        cumulative = np.cumsum(weights)
-        index = int(np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right"))
-        return int(ids[min(index, len(ids) - 1)])
+    def __init__(self, options: SamplingOptions, prompt: Iterable[int] = ()) -> None:
+        self._options = options
+        self._random = None if options.temperature == 0 else np.random.default_rng(options.seed)
+        self._seen = set(prompt) if options.repetition_penalty != 1 else None
 
-    return sample
+    @property
+    def is_greedy(self) -> bool:
+        return self._random is None
+
+    def sample(self, logits: Floats) -> int:
+        """A token id for logits float32 [vocab], which are not changed."""
+        if self._seen is not None:
+            logits = self._penalized(logits)
+        if self._random is None:
+            token = int(logits.argmax())
+        else:
+            ids, weights = probabilities(logits, self._options)
+            # inverse of the cumulative distribution: one random number a token
+            cumulative = np.cumsum(weights)
+            index = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
+            token = int(ids[min(index, len(ids) - 1)])
+        if self._seen is not None:
+            self._seen.add(token)
+        return token
+
+    def _penalized(self, logits: Floats) -> Floats:
+        """As in CTRL (Keskar et al. 2019), over the prompt and what was drawn so far."""
+        assert self._seen is not None
+        seen = np.fromiter(self._seen, np.int64, len(self._seen))
+        logits = logits.copy()
+        values, penalty = logits[seen], np.float32(self._options.repetition_penalty)
+        logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+        return logits
 
 
 def probabilities(
     logits: Floats, options: SamplingOptions
-) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.float64]]]:
+) -> tuple[Ids, np.ndarray[Any, np.dtype[np.float64]]]:
     """Token ids that survive the filters, likeliest first, and their probabilities (float64, sum 1).
 
     The filters apply in the order top_k, temperature, top_p, min_p; at least one token survives.
     """
-    top_k = options.top_k if 0 < options.top_k < len(logits) else len(logits)
-    if top_k < len(logits):
-        ids = np.argpartition(logits, -top_k)[-top_k:]
-    else:
-        ids = np.arange(len(logits))
+    ids = _largest(logits, options.top_k)
     scaled = logits[ids].astype(np.float64) / max(options.temperature, 1e-6)
     weights = np.exp(scaled - scaled.max())
     weights /= weights.sum()
@@ -82,3 +103,33 @@ def probabilities(
         keep = int(np.searchsorted(np.cumsum(weights), options.top_p)) + 1
         ids, weights = ids[:keep], weights[:keep]
     return ids, weights / weights.sum()
+
+
+def log_probabilities(logits: Floats, tokens: Iterable[int]) -> list[float]:
+    """Natural logarithms of the probabilities of `tokens` under logits [vocab], at temperature 1."""
+    largest = logits.max()
+    total = math.log(float(np.exp(logits - largest).sum(dtype=np.float64)))
+    return [float(logits[token]) - float(largest) - total for token in tokens]
+
+
+def top_ids(logits: Floats, count: int) -> list[int]:
+    """Ids of the `count` largest logits, largest first."""
+    ids = _largest(logits, count) if count else np.empty(0, np.int64)
+    order = np.lexsort((ids, -logits[ids]))
+    return [int(token) for token in ids[order][:count]]
+
+
+def _largest(logits: Floats, top_k: int) -> Ids:
+    """Ids of the `top_k` largest logits, of all when it is 0, in their own order; ties go to the smaller id."""
+    if not 0 < top_k < len(logits):
+        return np.arange(len(logits))
+    # the largest ones lie close together: a partition of the whole vocabulary would take ten times as long
+    top, distance = float(logits.max()), 4.0
+    near = np.flatnonzero(logits >= top - distance)
+    while len(near) < top_k:
+        distance *= 4
+        near = np.flatnonzero(logits >= top - distance) if distance < 1e6 else np.arange(len(logits))
+    values = logits[near]
+    smallest = np.partition(values, -top_k)[-top_k]
+    above, equal = near[values > smallest], near[values == smallest]
+    return np.sort(np.concatenate([above, equal[: top_k - len(above)]]))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge_distill_runtime import InputError
-from edge_distill_runtime.sampling import SamplingOptions, make_sampler, probabilities
+from edge_distill_runtime.sampling import Sampler, SamplingOptions, log_probabilities, probabilities, top_ids
 
 # probabilities 0.1, 0.4, 0.05, 0.25, 0.2
 WEIGHTS = np.array([0.1, 0.4, 0.05, 0.25, 0.2])
@@ -39,29 +39,38 @@ def test_filters(options: dict[str, Any], ids: list[int], expected: list[float])
 
 
 def test_greedy_takes_the_first_of_the_largest() -> None:
-    assert make_sampler(SamplingOptions())(np.array([0.0, 2.0, 2.0, 1.0], np.float32)) == 1
+    assert Sampler(SamplingOptions()).sample(np.array([0.0, 2.0, 2.0, 1.0], np.float32)) == 1
 
 
 def test_seed_and_frequencies() -> None:
-    draws = [make_sampler(SamplingOptions(temperature=1.0, seed=1)) for _ in range(2)]
-    first, second = ([sample(LOGITS) for _ in range(4000)] for sample in draws)
+    samplers = [Sampler(SamplingOptions(temperature=1.0, seed=1)) for _ in range(2)]
+    first, second = ([sampler.sample(LOGITS) for _ in range(4000)] for sampler in samplers)
     assert first == second
     counts = Counter(first)
     for token, probability in enumerate(WEIGHTS):
         # four standard deviations
         assert abs(counts[token] / 4000 - probability) < 4 * (probability * (1 - probability) / 4000) ** 0.5
-    assert [make_sampler(SamplingOptions(temperature=1.0))(LOGITS) for _ in range(30)] != first[:30]
+    unseeded = Sampler(SamplingOptions(temperature=1.0))
+    assert [unseeded.sample(LOGITS) for _ in range(30)] != first[:30]
 
 
 def test_extreme_logits() -> None:
     logits = np.array([-1e30, 1e30, 0.0, -np.inf], np.float32)
     for temperature in (1e-9, 1.0, 100.0):
-        sample = make_sampler(SamplingOptions(temperature=temperature, top_p=0.9, seed=0))
-        assert {sample(logits) for _ in range(20)} == {1}
+        sampler = Sampler(SamplingOptions(temperature=temperature, top_p=0.9, seed=0))
+        assert {sampler.sample(logits) for _ in range(20)} == {1}
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": -0.1}, {"top_k": -1}, {"top_p": 1.1}, {"min_p": -0.1}, {"seed": -3}]
+    "options",
+    [
+        {"temperature": -0.1},
+        {"top_k": -1},
+        {"top_p": 1.1},
+        {"min_p": -0.1},
+        {"repetition_penalty": 0.0},
+        {"seed": -3},
+    ],
 )
 def test_bad_options(options: dict[str, Any]) -> None:
     name, value = next(iter(options.items()))
@@ -85,3 +94,31 @@ def test_filters_keep_what_a_full_sort_would(options: dict[str, float]) -> None:
         keep = min(keep, int((expected >= settings.min_p * expected[0]).sum()))
         assert found.tolist() == order[:keep].tolist()
         np.testing.assert_allclose(weights, expected[:keep] / expected[:keep].sum(), rtol=1e-9)
+
+
+def test_repetition_penalty_by_hand() -> None:
+    logits = np.array([3.0, 2.9, -1.0, -1.1], np.float32)
+    # 3.0 / 2 = 1.5 falls behind 2.9; then 2.9 / 2 = 1.45 falls behind 1.5
+    sampler = Sampler(SamplingOptions(repetition_penalty=2.0), prompt=[0])
+    assert [sampler.sample(logits) for _ in range(3)] == [1, 0, 0]
+    # negative logits are multiplied: -1 x 2 falls behind -1.1
+    negative = np.array([-9.0, -9.0, -1.0, -1.1], np.float32)
+    assert Sampler(SamplingOptions(repetition_penalty=2.0), prompt=[2]).sample(negative) == 3
+    assert logits[0] == 3.0  # the engine's row is not changed
+
+
+def test_log_probabilities_and_alternatives() -> None:
+    assert top_ids(LOGITS, 3) == [1, 3, 4]
+    assert top_ids(LOGITS, 0) == []
+    assert top_ids(np.zeros(4, np.float32), 2) == [0, 1]
+    np.testing.assert_allclose(log_probabilities(LOGITS, [0, 1]), np.log([0.1, 0.4]), rtol=1e-5)
+    assert log_probabilities(np.array([-np.inf, 0.0], np.float32), [0, 1]) == [-np.inf, 0.0]
+
+
+def test_top_k_beyond_the_near_logits() -> None:
+    """The search for the largest logits widens until it has enough, however far apart they lie."""
+    logits = np.array([-1000.0 * index for index in range(50)], np.float32)
+    assert sorted(probabilities(logits, SamplingOptions(temperature=1e2, top_k=7))[0].tolist()) == list(
+        range(7)
+    )
+    assert top_ids(logits[::-1].copy(), 4) == [49, 48, 47, 46]
