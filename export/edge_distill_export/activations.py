@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_distill_export.calibration import Text
+from edge_distill_export.grid import QuantizedTensor
 
 if TYPE_CHECKING:
     import torch
@@ -22,11 +23,18 @@ Visit = Callable[[str, "torch.Tensor", "list[torch.Tensor]"], "torch.Tensor | No
 """(parameter name, weight [rows, columns], inputs [tokens, columns] in parts) -> the weight to use, or None."""
 
 
-def visit_linears(model: PreTrainedModel, texts: Sequence[Text], names: Sequence[str], visit: Visit) -> None:
+def visit_linears(
+    model: PreTrainedModel,
+    texts: Sequence[Text],
+    names: Sequence[str],
+    visit: Visit,
+    embeddings: Mapping[str, QuantizedTensor] | None = None,
+) -> None:
     """Run the decoder once over all texts and call `visit` just before each layer in `names` computes.
 
-    Layers that read the same activations (query, key and value) get the same list object. Memory: the
-    activations of one decoder layer for all texts.
+    Layers that read the same activations (query, key and value) get the same list object. `embeddings`, by
+    parameter name, stand in for the model's own while tokens are looked up. Memory: the activations of one
+    decoder layer for all texts.
     """
     import torch
 
@@ -53,7 +61,10 @@ def visit_linears(model: PreTrainedModel, texts: Sequence[Text], names: Sequence
             hooks.append(module.register_forward_pre_hook(lambda m, args, n=name: before(n, m, args)))
             hooks.append(module.register_forward_hook(lambda m, args, out, n=name: after(n, m)))
         with torch.inference_mode():
-            model.get_decoder()(input_ids=tokens, position_ids=positions, use_cache=False)
+            # in float32 only while they are looked up: they are large
+            with replaced_weights(model, {name: e.dequantize() for name, e in (embeddings or {}).items()}):
+                embedded = model.get_input_embeddings()(tokens)
+            model.get_decoder()(inputs_embeds=embedded, position_ids=positions, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_distill_export.allocator import give_back_freed_memory
 from edge_distill_export.artifact import Source
 from edge_distill_export.bundle import staged
 from edge_distill_export.calibration import (
@@ -101,6 +102,7 @@ def _written_by_student(source: Source, problems: Sequence[Trace], out: Path) ->
             return own_traces(backend, prompts, frozenset(source.stop_ids), room)
         finally:
             backend.close()
+            give_back_freed_memory()  # GPTQ, which comes next, needs the most of all stages
 
 
 def _write_8_bits(source: Source, path: Path) -> None:

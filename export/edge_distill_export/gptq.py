@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_distill_export.activations import replaced_weights, visit_linears
+from edge_distill_export.activations import visit_linears
 from edge_distill_export.calibration import Text
 from edge_distill_export.grid import (
     BLOCK_SIZE,
@@ -73,8 +73,7 @@ def quantize_gptq(
         advance()
         return torch.from_numpy(result.tensors[name].dequantize())
 
-    with replaced_weights(model, {name: tensor.dequantize() for name, tensor in embeddings.items()}):
-        visit_linears(model, texts, names, visit)
+    visit_linears(model, texts, names, visit, embeddings)
     return result
 
 
