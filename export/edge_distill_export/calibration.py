@@ -7,7 +7,7 @@ which are the answer is kept, so that both can be measured apart.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_distill_export.progress import stage
-from edge_distill_runtime.chat import ChatSegments, ReasoningMarkers, render
+from edge_distill_runtime.chat import ChatSegments, ReasoningMarkers, ReasoningParser, render
 from edge_distill_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -150,8 +150,9 @@ def render_trace(trace: Trace, style: Style, tokenizer: PreTrainedTokenizerFast,
     """Token ids of a trace; raises `InputError` when it does not fit the context."""
     prompt = prompt_text(trace, style)
     if style.markers and trace.reasoning:
-        opened = prompt.rstrip().endswith(style.markers.open)
-        reasoning = f"{'' if opened else style.markers.open}\n{trace.reasoning}\n{style.markers.close}\n\n"
+        opened = _is_open(prompt, style)
+        before = f"{style.markers.open}\n" if not opened else "" if prompt.endswith("\n") else "\n"
+        reasoning = f"{before}{trace.reasoning}\n{style.markers.close}\n\n"
     else:
         reasoning = f"{trace.reasoning}\n" if trace.reasoning else ""
     end = style.chat.assistant[1] if style.chat else style.end
@@ -169,6 +170,32 @@ def render_trace(trace: Trace, style: Style, tokenizer: PreTrainedTokenizerFast,
         )
     first, second = np.searchsorted(starts, [len(prompt), len(prompt) + len(reasoning)])
     return Text(tokens, int(first), int(second))
+
+
+def parse_trace(
+    messages: tuple[dict[str, str], ...],
+    text: Text,
+    style: Style,
+    tokenizer: PreTrainedTokenizerFast,
+    stop_ids: Container[int],
+) -> Trace:
+    """What a student wrote after `messages`, taken apart at its markers: the inverse of `render_trace`."""
+    tokens = text.tokens[text.prompt :]
+    if tokens and tokens[-1] in stop_ids:
+        tokens = tokens[:-1]
+    # with special tokens, as markers and calls of tools often are
+    written = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+    prompt = prompt_text(Trace(messages, "", ""), style)
+    parser = ReasoningParser(style.markers, inside=_is_open(prompt, style))
+    pieces = parser.feed(written) + parser.finish()
+    reasoning = "".join(piece.text for piece in pieces if piece.kind == "reasoning").strip("\n")
+    answer = "".join(piece.text for piece in pieces if piece.kind == "answer")
+    return Trace(messages, reasoning, answer.lstrip("\n") if reasoning else answer)
+
+
+def _is_open(prompt: str, style: Style) -> bool:
+    """Whether the prompt itself opens the reasoning."""
+    return style.markers is not None and prompt.rstrip().endswith(style.markers.open)
 
 
 def render_traces(

@@ -21,6 +21,7 @@ from edge_distill_export.calibration import (
     Trace,
     builtin_traces,
     own_traces,
+    parse_trace,
     prompt_text,
     read_traces,
     render_traces,
@@ -66,8 +67,12 @@ def calibration_texts(source: Source, path: Path | None, out: Path) -> Calibrati
     problems = builtin_traces("calibration")
     own, solved = problems[:OWN_TRACES], problems[OWN_TRACES : OWN_TRACES + SOLVED_TRACES]
     texts = _written_by_student(source, own, out)
+    written = [
+        parse_trace(trace.messages, text, source.style, tokenizer, source.stop_ids)
+        for trace, text in zip(own, texts, strict=True)
+    ]
+    _save([*written, *solved], out / f"{source.checkpoint.name}-calibration.jsonl")
     texts += render_traces(solved, source.style, tokenizer, source.context_length)
-    _save(source, [*own, *solved], texts, out / f"{source.checkpoint.name}-calibration.jsonl")
     return Calibration(_thinned(texts), "own")
 
 
@@ -115,14 +120,14 @@ def _write_8_bits(source: Source, path: Path) -> None:
     write_gguf(checkpoint, path, float_type="f16", quantized=quantized, context_length=source.context_length)
 
 
-def _save(source: Source, traces: Sequence[Trace], texts: Sequence[Text], path: Path) -> None:
+def _save(traces: Sequence[Trace], path: Path) -> None:
     """The traces in the form that `--calibrate` reads, written atomically."""
-    tokenizer = source.checkpoint.tokenizer
     lines = []
-    for trace, text in zip(traces, texts, strict=True):
-        answer = tokenizer.decode(text.tokens[text.prompt :], skip_special_tokens=True)
-        messages = [*trace.messages, {"role": "assistant", "content": answer}]
-        lines.append(json.dumps({"messages": messages}, ensure_ascii=False))
+    for trace in traces:
+        turn = {"role": "assistant", "content": trace.answer}
+        if trace.reasoning:
+            turn = {"role": "assistant", "reasoning_content": trace.reasoning, "content": trace.answer}
+        lines.append(json.dumps({"messages": [*trace.messages, turn]}, ensure_ascii=False))
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     os.replace(partial, path)

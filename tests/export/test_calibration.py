@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 
-from edge_distill_export.calibration import Style, Text, Trace, builtin_traces, read_traces, render_trace
+from edge_distill_export.calibration import (
+    Style,
+    Text,
+    Trace,
+    builtin_traces,
+    parse_trace,
+    prompt_text,
+    read_traces,
+    render_trace,
+)
 from edge_distill_export.chat_template import chat_segments
-from edge_distill_export.collect import MAX_TOKENS, _thinned
+from edge_distill_export.collect import MAX_TOKENS, _save, _thinned
 from edge_distill_runtime.chat import ReasoningMarkers
 from edge_distill_runtime.errors import InputError
-from tests.random_tokenizers import random_tokenizer
+from tests.random_tokenizers import CHAT_TEMPLATE, random_tokenizer
 
 USER = {"role": "user", "content": "What is 2 + 2?"}
 
@@ -85,6 +95,45 @@ def test_spans_cut_between_prompt_reasoning_and_answer(markers: ReasoningMarkers
     reasoning = decode(text.tokens[text.prompt : text.answer])
     assert reasoning.strip("\n") == ("<think>\n2 and 2 are 4.\n</think>" if markers else "2 and 2 are 4.")
     assert decode(text.tokens[text.answer :]).startswith("The answer is 4.<|im_end|>")
+
+
+SPECIAL = ("<|reason|>", "<|answer|>")
+OPENED = CHAT_TEMPLATE.replace("assistant\n'", "assistant\n<|reason|>\n'")
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, OPENED], ids=["opens", "opened by the prompt"])
+@pytest.mark.parametrize("markers", [None, ReasoningMarkers(*SPECIAL)], ids=["plain", "markers"])
+def test_what_the_student_wrote_comes_back_as_the_same_tokens(
+    markers: ReasoningMarkers | None, template: str, tmp_path: Path
+) -> None:
+    tokenizer = copy.deepcopy(random_tokenizer("qwen2"))
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|tool|>", *SPECIAL]})
+    tokenizer.chat_template = template
+    style = Style(chat_segments(tokenizer), markers)
+    prompt = prompt_text(Trace((USER,), "", ""), style)
+    opening = "" if template == OPENED else "<|reason|>\n"
+    written = "2 + 2 <|tool|>= 4<|im_end|>"
+    if markers:
+        written = f"{opening}Two and two.\n\n<|tool|> 4\n<|answer|>\n\n{written}"
+    tokens = tokenizer.encode(prompt + written, add_special_tokens=False)
+    text = Text(tokens, len(tokenizer.encode(prompt, add_special_tokens=False)), len(tokens))
+
+    trace = parse_trace((USER,), text, style, tokenizer, [tokenizer.convert_tokens_to_ids("<|im_end|>")])
+    assert trace.answer == "2 + 2 <|tool|>= 4"
+    assert trace.reasoning == ("Two and two.\n\n<|tool|> 4" if markers else "")
+    _save([trace], tmp_path / "traces.jsonl")
+    (read,) = read_traces(tmp_path / "traces.jsonl")
+    assert read == trace
+    assert render_trace(read, style, tokenizer, 256).tokens == tokens
+
+
+def test_reasoning_that_never_ended_is_kept() -> None:
+    tokenizer = random_tokenizer("qwen2")
+    style = Style(chat_segments(tokenizer), ReasoningMarkers("<think>", "</think>"))
+    tokens = tokenizer.encode("<think>\nTwo and", add_special_tokens=False)
+    assert parse_trace((USER,), Text(tokens, 0, len(tokens)), style, tokenizer, [0]) == Trace(
+        (USER,), "Two and", ""
+    )
 
 
 def test_plain_text_style_for_a_student_without_a_chat_template() -> None:
