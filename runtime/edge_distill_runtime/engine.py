@@ -76,8 +76,9 @@ class Job:
 class Engine:
     """Runs jobs on one backend, in the order in which they came, together as far as the cache has room.
 
-    With `batching`, all active sequences share every step; without, jobs take turns, and what one of them
-    computes does not depend on the others in the least.
+    With `batching`, all active sequences share every step. Without, a job begins when the one before has ended, and
+    what it computes does not depend on the others in the least: libllama rounds attention differently when other
+    sequences lie in its cache, both engines when more rows are multiplied at once.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Engine:
         self._lock = threading.Lock()
         self._is_led = False
         self._queue: deque[Job] = deque()  # nothing computed yet
-        self._running: deque[Job] = deque()
+        self._running: list[Job] = []
         self._sleepers: list[Job] = []
 
     @property
@@ -128,31 +129,40 @@ class Engine:
     def run_until(self, job: Job, ready: Callable[[], bool]) -> None:
         """Compute, or wait while another thread does, until `ready()` or the job is done; raises its error."""
         with self._lock:
-            while not (ready() or job.is_done):
-                if self._is_led:
-                    self._sleepers.append(job)
-                    try:
-                        job.wakes.wait()
-                    finally:
-                        self._sleepers.remove(job)
-                    continue
-                self._is_led = True
-                try:
-                    while not (ready() or job.is_done):
-                        self._lock.release()
-                        try:
-                            stepped = self._step()
-                        finally:
-                            self._lock.acquire()
-                        for other in stepped:
-                            if other.wants_news or other.is_done:
-                                other.wakes.notify_all()
-                finally:
-                    self._is_led = False
-                    if self._sleepers:  # somebody else leads now
-                        self._sleepers[0].wakes.notify()
+            try:
+                while not (ready() or job.is_done):
+                    if self._is_led:
+                        self._sleep(job)
+                    else:
+                        self._lead(job, ready)
+            finally:
+                if not self._is_led and self._sleepers:
+                    self._sleepers[0].wakes.notify()  # somebody else leads now
         if job.error is not None:
             raise job.error
+
+    def _sleep(self, job: Job) -> None:
+        self._sleepers.append(job)
+        try:
+            job.wakes.wait()
+        finally:
+            self._sleepers.remove(job)
+
+    def _lead(self, job: Job, ready: Callable[[], bool]) -> None:
+        """Compute steps for all until there is something for `job`; holds the lock between them only."""
+        self._is_led = True
+        try:
+            while not (ready() or job.is_done):
+                self._lock.release()
+                try:
+                    self._step()
+                finally:
+                    self._lock.acquire()
+                for sleeper in self._sleepers:
+                    if sleeper.wants_news or sleeper.is_done:
+                        sleeper.wakes.notify_all()
+        finally:
+            self._is_led = False
 
     def close_job(self, job: Job) -> None:
         """End what is left of a job and give its cache back; it may be called at any time."""
@@ -166,15 +176,13 @@ class Engine:
 
     # -- the leader's work: one thread at a time, without the lock but where queues change --------------------
 
-    def _step(self) -> list[Job]:
-        """One stretch of a prompt and one token for every active sequence; the jobs that it was about."""
+    def _step(self) -> None:
+        """One stretch of a prompt and one token for every active sequence."""
         with self._lock:
             for job in [*self._queue, *self._running]:
                 self._sweep(job)
             self._admit()
-            jobs = list(self._running) if self._batching else list(self._running)[:1]
-            if not self._batching:
-                self._running.rotate(-1)  # the next job's turn
+            jobs = list(self._running)
         try:
             if unread := next((job for job in jobs if not (job.begun or job.prompt_is_computed)), None):
                 self._prefill(unread)
@@ -186,10 +194,10 @@ class Engine:
             self._fail(jobs, exc if isinstance(exc, Exception) else interrupted)
             if not isinstance(exc, Exception):
                 raise
-        with self._lock:
-            for job in jobs:
-                self._sweep(job)
-        return jobs
+        finally:
+            with self._lock:
+                for job in jobs:
+                    self._sweep(job)
 
     def _sweep(self, job: Job) -> None:
         """Release what has ended."""
@@ -224,7 +232,7 @@ class Engine:
         while self._queue:
             job = self._queue[0]
             cells = len(job.prompt) + (self._cells(job, job.waiting[0]) if job.waiting else 0)
-            if self._running and not self._has_room(cells, sequences=2):
+            if self._running and not (self._batching and self._has_room(cells, sequences=2)):
                 return
             job.cells = cells
             self._running.append(self._queue.popleft())
@@ -259,8 +267,7 @@ class Engine:
         if job.root is not None and done == len(prompt):
             done -= 1  # all of it came from the cache: the last token again, for its logits
             backend.rewind(job.root, done)
-        alone = not self._batching or len(self._running) == 1
-        stretch = prompt[done:] if alone else prompt[done : done + _STRETCH]
+        stretch = prompt[done:] if len(self._running) == 1 else prompt[done : done + _STRETCH]
         if job.root is None:
             job.root = backend.prefill(stretch)
         else:
@@ -300,8 +307,11 @@ class Engine:
 
     def _decode(self, work: SequenceOf[tuple[Job, Branch]]) -> None:
         """One token, or a draft that proves right, for every sequence."""
-        work = [(job, branch) for job, branch in work if not branch.decoding.is_finished]
-        ready = [(job, branch) for job, branch in work if self._synchronize(job, branch)]
+        ready = [
+            (job, branch)
+            for job, branch in work
+            if not branch.decoding.is_finished and job.error is None and self._synchronize(job, branch)
+        ]
         if len(ready) == 1 and self._check_draft(*ready[0]):
             return
         most = self._backend.max_sequences

@@ -85,7 +85,7 @@ def test_answer_without_its_leading_space() -> None:
 
 def test_taking_tokens_back_gives_nothing_twice() -> None:
     reader = TextReader(DETOKENIZER, MARKERS, inside=True)
-    tokens = list("So 4.</think>".encode())
+    tokens = list(b"So 4.</think>")
     given = "".join(piece.text for token in tokens for piece in reader.feed(token))
     assert given == "So 4."
     assert reader.kind == "answer"
