@@ -87,6 +87,10 @@ class LlamaBackend:
         self._lock = EngineLock()
         self._context: Any = None
         self._model: Any = None
+        self._stepped: list[Sequence] = []  # whose logits point into libllama's buffer
+        self._rows_at: int = 0
+        self._stepped: list[Sequence] = []  # whose logits point into libllama's buffer
+        self._rows_at = 0
         _LOG.clear()
         parameters = llama.llama_model_default_params()
         parameters.n_gpu_layers = 0
@@ -128,18 +132,17 @@ class LlamaBackend:
         # libllama rounds n_ctx up to a multiple of 256, or down: what was asked for is the limit
         self.cache_tokens: int = llama.llama_n_ctx(self._context)
         self.context_length = min(context, self.cache_tokens)
-        self._check_frequencies()
         shape = (llama.llama_model_n_layer, llama.llama_model_n_head_kv, llama.llama_model_n_embd)
-        self._layout = StateLayout("libllama", *(size(self._model) for size in shape), self.vocab_size)
+        self._layout = StateLayout(
+            "libllama", *(size(self._model) for size in shape), self._long_frequencies()
+        )
         self._free = list(range(self.max_sequences - 1, -1, -1))
-        self._stepped: list[Sequence] = []  # whose logits point into libllama's buffer
-        self._rows_at: int = 0
         self._make_batch(int(parameters.n_batch))
 
-    def _check_frequencies(self) -> None:
-        """libllama chooses LongRoPE's frequencies by the whole cache, not by the longest sequence."""
+    def _long_frequencies(self) -> bool:
+        """Whether LongRoPE's other frequencies are in use: libllama chooses by the cache, not by a sequence."""
         if self._metadata("rope.scaling.type") != "longrope":
-            return
+            return False
         original = int(self._metadata("rope.scaling.original_context_length") or 0)
         if self.context_length <= original < self.cache_tokens:
             raise InputError(
@@ -147,6 +150,7 @@ class LlamaBackend:
                 f"a cache of {self.cache_tokens} tokens changes the positions of this model, made for {original}",
                 f"load with cache_tokens of at most {original}",
             )
+        return self.cache_tokens > original
 
     def _metadata(self, key: str) -> str:
         """The model's text under a key that starts with the architecture; empty when there is none."""

@@ -18,8 +18,8 @@ from edge_distill_runtime.backend import Backend, Sequence
 from edge_distill_runtime.llama import LlamaBackend
 from edge_distill_runtime.onnx import OnnxBackend
 from tests.numerics import kl_divergence, reference_logits
-from tests.random_models import CONTEXT_LENGTH, VOCAB_SIZE
-from tests.runtime.bundles import write_manifest
+from tests.random_models import CONTEXT_LENGTH, VOCAB_SIZE, random_checkpoint, variant_named
+from tests.runtime.bundles import write_manifest, write_model
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(3, VOCAB_SIZE, 150)]
 
@@ -294,6 +294,20 @@ def test_more_cache_than_one_sequence_may_use(opened: Any, reference: np.ndarray
     with pytest.raises(ResourceError, match=r"cache of 512 tokens is full|fit the cache of 512") as error:
         backend.prefill(TOKENS[:40])
     assert error.value.code == "cache-full"
+
+
+def test_more_cache_may_not_change_the_positions(tmp_path: Path) -> None:
+    """libllama takes LongRoPE's other frequencies when the whole cache passes 256 tokens."""
+    model, tokenizer = random_checkpoint(variant_named("phi3-partial-longrope"))
+    write_model(tmp_path, Checkpoint(model, tokenizer, "tiny", {}), "gguf")
+    path = tmp_path / "model.gguf"
+    backend = LlamaBackend(path, context=200, threads=1, cache_tokens=256)
+    assert_close(fresh(backend, TOKENS), reference_logits(model, TOKENS)[-1])
+    backend.close()
+    with pytest.raises(
+        InputError, match="cache of 512 tokens changes the positions of this model, made for 256"
+    ):
+        LlamaBackend(path, context=200, threads=1, cache_tokens=300)
 
 
 def test_full_cache_changes_nothing(opened: Any, reference: np.ndarray, monkeypatch: Any) -> None:
