@@ -225,7 +225,9 @@ def _report(exc: Exception, arguments: list[str]) -> int:
     coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     print(f"\x1b[31merror:\x1b[0m {line}" if coloured else f"error: {line}", file=sys.stderr)
     if "--json" in arguments:
-        print(_document({"error": {"code": error.code, "what": error.what, "hint": error.hint}}), flush=True)
+        content = {"code": error.code, "what": error.what, "hint": error.hint}
+        data = {"data": error.data} if error.data else {}
+        print(_document({"error": {**content, **data}}), flush=True)
     return error.exit_code
 
 

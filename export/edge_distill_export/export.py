@@ -152,7 +152,8 @@ def export(
             )
     if failures:
         made = f"; made: {', '.join(bundle.target for bundle in bundles)}" if bundles else ""
-        raise ParityError(failures[0].code, failures[0].what + made, failures[0].hint)
+        first = failures[0]
+        raise ParityError(first.code, first.what + made, first.hint, first.data)
     return ExportResult(
         tuple(bundles),
         calibration.to_dict() if calibration else None,
@@ -259,7 +260,7 @@ def _judge(
     found = parity.overall.kl_mean
     if found <= limit:
         return
-    worst = ""
+    name, worst = None, ""
     if tensors:
         name, error = worst_layer(source, tensors)
         worst = f"; the worst layer is {name} (relative error {error:.3f})"
@@ -267,6 +268,7 @@ def _judge(
         "too-far",
         f"{target} has a mean KL divergence of {found:.4f} to the checkpoint, the limit is {limit:g}{worst}",
         "use --method gptq, more bits, or --limit-kl",
+        {"target": str(target), **parity.against(limit, name)},
     )
 
 

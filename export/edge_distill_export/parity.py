@@ -47,6 +47,17 @@ class Parity:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def against(self, limit: float, worst_layer: str | None = None) -> dict[str, Any]:
+        """The numbers of a `ParityError`."""
+        found = self.overall
+        return {
+            "mean_kl": found.kl_mean,
+            "p99": found.kl_p99,
+            "top1": found.top1,
+            "limit": limit,
+            "worst_layer": worst_layer,
+        }
+
 
 @dataclass(frozen=True)
 class _Positions:

@@ -118,6 +118,7 @@ def _check_parity(bundle: Path, manifest: Manifest, model: Model, reference: str
             "too-far",
             f"{bundle} has a mean KL divergence of {found:.4f} to {checkpoint.name}, its limit is {limit:g}",
             "export it again",
+            parity.against(limit),
         )
     recorded = _recorded(manifest, "parity", "overall", "kl_mean")
     return ParityCheck(checkpoint.name, parity, recorded, limit, strings, prompts)

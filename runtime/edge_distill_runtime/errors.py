@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 __all__ = [
     "BackendCrashed",
@@ -18,15 +19,19 @@ __all__ = [
 
 
 class EdgeDistillError(Exception):
-    """Base class. `code` is a kebab-case slug, `what` says what happened, `hint` what to do about it."""
+    """Base class. `code` is a kebab-case slug, `what` says what happened, `hint` what to do about it.
+
+    `data` holds the same numbers for programs, in JSON's types; most errors have none.
+    """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, code: str, what: str, hint: str = "") -> None:
+    def __init__(self, code: str, what: str, hint: str = "", data: Mapping[str, Any] | None = None) -> None:
         super().__init__(code, what, hint)
         self.code = code
         self.what = what
         self.hint = hint
+        self.data = dict(data or {})
 
     def __str__(self) -> str:
         return f"{self.what} ({self.hint})" if self.hint else self.what

@@ -65,6 +65,8 @@ def fail(kind: Annotated[str, "Name of the error"]) -> Sample:
         raise OSError(errno.ENOSPC, "No space left on device", "model.gguf")
     if kind == "bug":
         raise ZeroDivisionError("division by zero")
+    if kind == "numbers":
+        raise errors.ParityError("too-far", "0.3 is too much", data={"mean_kl": 0.3, "p99": float("inf")})
     raise getattr(errors, kind)("some-code", "4096 tokens\nand \x1b[2J more", "at most 2048")
 
 

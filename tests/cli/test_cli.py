@@ -164,6 +164,17 @@ def test_error_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert document == {"schema_version": 1, "error": error}
 
 
+def test_the_numbers_of_an_error_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fail", "numbers", "--json"]) == 4
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error == {
+        "code": "too-far",
+        "what": "0.3 is too much",
+        "hint": "",
+        "data": {"mean_kl": 0.3, "p99": None},
+    }
+
+
 @pytest.mark.parametrize(
     ("kind", "code", "part"),
     [

@@ -228,6 +228,12 @@ def test_beyond_its_limit_an_export_fails_and_leaves_no_bundle(student: Path, tm
     ) as error:
         export(str(student), to=["gguf:q4_0", "onnx:fp32"], out=tmp_path, method="rtn", limit_kl=1e-5)
     assert error.value.exit_code == 4
+    data = error.value.data
+    assert f"a mean KL divergence of {data['mean_kl']:.4f}" in str(error.value)
+    assert data["worst_layer"] in str(error.value)
+    assert (data["target"], data["limit"]) == ("gguf:q4_0", 1e-5)
+    assert data["p99"] > data["mean_kl"]
+    assert 0 < data["top1"] <= 1
     assert {path.name for path in tmp_path.iterdir()} == {"student-fp32"}
 
 

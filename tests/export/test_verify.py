@@ -107,8 +107,11 @@ def test_text_with_parity(bundles: dict[str, Path], saved: Path) -> None:
 
 def test_beyond_the_limit(bundle: Path, saved: Path) -> None:
     reseal(bundle, verification={"limit_kl": 1e-6})
-    with pytest.raises(ParityError, match=r"mean KL divergence of 0\.\d+ to student, its limit is 1e-06"):
+    limit = r"mean KL divergence of 0\.\d+ to student, its limit is 1e-06"
+    with pytest.raises(ParityError, match=limit) as error:
         verify(bundle, checkpoint=str(saved))
+    assert error.value.data["limit"] == 1e-6
+    assert f"{error.value.data['mean_kl']:.4f}" in str(error.value)
 
 
 @pytest.mark.parametrize("limit", [None, "much", 0, -1, True, {}])
