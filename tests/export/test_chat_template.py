@@ -6,7 +6,7 @@ import pytest
 
 from edge_distill_export.chat_template import PROBES, chat_segments, check_chat, reasoning_markers
 from edge_distill_runtime.chat import render
-from edge_distill_runtime.errors import InputError
+from edge_distill_runtime.errors import BundleError, InputError
 from tests.random_tokenizers import random_tokenizer
 
 CHATML = (
@@ -37,12 +37,29 @@ PHI3 = (  # eos_token closes a conversation that does not go on
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
 R1 = CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
+# What transformers adds to Jinja: filters, functions, tags, and how blocks are trimmed.
+FEATURES = """
+{%- set ns = namespace(first=true) %}
+{%- set names = dict(user='human') %}
+{{- {'é': ['<b>', 1]} | tojson(indent=2) }}
+{{- strftime_now('%Y') ~ (tools is none) ~ (documents is none) ~ nothing ~ eos_token }}
+{% for m in messages %}
+    {% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}
+    {% if loop.index > 99 %}{% break %}{% endif %}
+    {% generation %}
+<|{{ names[m.role] or m.role }}|>{{ m.content }}
+    {% endgeneration %}
+<|done|>
+    {% set ns.first = false %}
+{% endfor %}
+{% if add_generation_prompt and not ns.first %}<|assistant|>{% endif %}
+"""
 
 
 @pytest.mark.parametrize(
     "template",
-    [CHATML, GEMMA, MISTRAL, QWEN3, PHI3, R1],
-    ids=["chatml", "gemma", "mistral", "qwen3", "phi3", "r1"],
+    [CHATML, GEMMA, MISTRAL, QWEN3, PHI3, R1, FEATURES],
+    ids=["chatml", "gemma", "mistral", "qwen3", "phi3", "r1", "features"],
 )
 def test_prompts_are_the_templates_own(template: str) -> None:
     tokenizer = random_tokenizer("qwen2")
@@ -73,6 +90,21 @@ def test_templates_that_are_more_than_segments_are_refused(template: str) -> Non
     tokenizer.chat_template = template
     with pytest.raises(InputError, match="cannot be stored as segments"):
         chat_segments(tokenizer)
+
+
+def test_hostile_template_does_not_stop_the_export() -> None:
+    tokenizer = random_tokenizer("qwen2")
+    tokenizer.chat_template = CHATML + "{{ 'a' * 10**10 }}"
+    with pytest.raises(BundleError, match="needs more than 256 MiB"):
+        chat_segments(tokenizer)
+
+
+def test_named_templates() -> None:
+    tokenizer = random_tokenizer("qwen2")
+    tokenizer.chat_template = {"default": CHATML, "tool_use": "{{ 1 / 0 }}"}
+    named = chat_segments(tokenizer)
+    tokenizer.chat_template = CHATML
+    assert named == chat_segments(tokenizer) is not None
 
 
 def test_no_template_is_no_chat() -> None:
