@@ -37,6 +37,7 @@ _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 _NFC = ("qwen2",)  # Qwen's own tokenizer normalizes; llama.cpp does not
 _NOT_STRIPPING = ("<unk>", "<s>", "<|endoftext|>")
 _PROOF_SECONDS = 30.0
+_MOST_ADDED = 1 << 16  # libllama searches a text for one after the other
 _MOST_ADDED_PROVEN = 32
 # Tokens that libllama takes for special by their text, whatever their type (llama-vocab.cpp, special_eog_ids).
 _TAKEN_FOR_SPECIAL = (
@@ -64,25 +65,35 @@ def build_tokenizer(metadata: dict[str, Any]) -> Tokenizer:
 
     Raises `InputError` for a kind or pre-tokenizer that is not known.
     """
-    from tokenizers import AddedToken
-
+    added = [text for text, kind in token_texts(metadata) if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
+    if len(added) > _MOST_ADDED:
+        raise InputError(
+            "unsupported-tokenizer", f"{len(added)} tokens are special, the limit is {_MOST_ADDED}", _HINT
+        )
     model = metadata["tokenizer.ggml.model"]
     try:
         tokenizer = _byte_level(metadata) if model == "gpt2" else _byte_fallback(metadata)
-        phi3 = re.search("phi-?3", str(metadata.get("general.name", "")), re.IGNORECASE) is not None
-        for text, kind in token_texts(metadata):
-            strips = phi3 and text not in _NOT_STRIPPING  # as libllama derives it from the name
-            if kind == USER_DEFINED:
-                tokenizer.add_tokens([AddedToken(text, special=False, normalized=False, rstrip=strips)])
-            elif kind in (CONTROL, UNKNOWN):
-                tokenizer.add_special_tokens(
-                    [AddedToken(text, special=True, normalized=False, rstrip=strips)]
-                )
+        _add_tokens(tokenizer, metadata)
     except (InputError, KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as exc:  # a panic in the Rust library is no Exception
         raise BundleError("bad-tokenizer", f"the file's vocabulary is no tokenizer: {exc}", _HINT) from exc
     return tokenizer
+
+
+def _add_tokens(tokenizer: Tokenizer, metadata: dict[str, Any]) -> None:
+    """Tokens that are never split; all at once, as every call goes through all that are there."""
+    from tokenizers import AddedToken
+
+    phi3 = re.search("phi-?3", str(metadata.get("general.name", "")), re.IGNORECASE) is not None
+    added: dict[bool, list[AddedToken]] = {False: [], True: []}
+    for text, kind in token_texts(metadata):
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED):
+            special = kind != USER_DEFINED
+            strips = phi3 and text not in _NOT_STRIPPING  # as libllama derives it from the name
+            added[special].append(AddedToken(text, special=special, normalized=False, rstrip=strips))
+    tokenizer.add_tokens(added[False])
+    tokenizer.add_special_tokens(added[True])
 
 
 def gguf_detokenizer(tokenizer: Tokenizer, metadata: dict[str, Any], keep: tuple[str, ...]) -> Detokenizer:

@@ -105,6 +105,21 @@ def test_a_missing_byte_token_never_reaches_libllama() -> None:
         build_tokenizer(metadata | {"tokenizer.ggml.tokens": tokens})
 
 
+def test_thousands_of_special_tokens() -> None:
+    """Gemma has 6,000."""
+    metadata = metadata_of("gpt2")
+    many = [f"<|{index}|>" for index in range(70_000)]
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    before = time.perf_counter()
+    tokenizer = build_tokenizer(
+        metadata_of("gpt2", tokens=tokens + many[:8000], token_type=types + [3] * 8000)
+    )
+    assert encode(tokenizer, "a<|7999|>b")[1] == ROWS + 7999
+    assert time.perf_counter() - before < 3
+    with pytest.raises(InputError, match="7000. tokens are special, the limit is 65536"):
+        build_tokenizer(metadata_of("gpt2", tokens=tokens + many, token_type=types + [3] * 70_000))
+
+
 def test_merges_of_unknown_tokens_are_a_typed_error() -> None:
     from edge_distill_runtime.errors import BundleError
 
