@@ -17,11 +17,15 @@ from edge_distill_runtime.errors import (
 )
 
 if TYPE_CHECKING:
-    from edge_distill_runtime.model import Event, Generation, Model, load
+    from edge_distill_runtime.answer_format import AnswerFormat
+    from edge_distill_runtime.decoding import Event
+    from edge_distill_runtime.model import Generation, Model, load
+    from edge_distill_runtime.reason import Reasoning
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnswerFormat",
     "BackendCrashed",
     "BackendError",
     "BundleError",
@@ -33,16 +37,27 @@ __all__ = [
     "MissingExtra",
     "Model",
     "ParityError",
+    "Reasoning",
     "ResourceError",
     "__version__",
     "load",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # numpy and tokenizers are loaded with the first use, not with the package
-    if name in ("Event", "Generation", "Model", "load"):
-        from edge_distill_runtime import model
+# numpy and tokenizers are loaded with the first use, not with the package
+_LAZY = {
+    "AnswerFormat": "answer_format",
+    "Event": "decoding",
+    "Generation": "model",
+    "Model": "model",
+    "Reasoning": "reason",
+    "load": "model",
+}
 
-        return getattr(model, name)
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f"edge_distill_runtime.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -101,12 +101,14 @@ class ReasoningParser:
     """Splits a stream of text at reasoning markers; the result does not depend on where the stream is cut.
 
     The markers themselves are dropped. Text that may still become a marker is held back until it is decided;
-    `finish` releases it. With `inside`, the prompt has already opened the reasoning.
+    `finish` releases it. With `inside`, the prompt has already opened the reasoning. With `once`, everything behind
+    it is the answer, even a marker; without `inside` that is the whole text.
     """
 
-    def __init__(self, markers: ReasoningMarkers | None, *, inside: bool = False) -> None:
-        self._markers = markers
+    def __init__(self, markers: ReasoningMarkers | None, *, inside: bool = False, once: bool = False) -> None:
+        self._once = once
         self._inside = inside and markers is not None
+        self._markers = None if once and not inside else markers
         self._held = ""
 
     @property
@@ -129,6 +131,10 @@ class ReasoningParser:
                 pieces.append(Piece(self.kind, text[:at]))
             text = text[at + len(marker) :]
             self._inside = not self._inside
+            if self._once:
+                self._markers = None
+                self._held = ""
+                return pieces + ([Piece("answer", text)] if text else [])
         held = longest_overlap(text, marker)
         self._held = text[len(text) - held :]
         if len(text) > held:

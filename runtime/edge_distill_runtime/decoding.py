@@ -112,7 +112,7 @@ class Decoding:
             language.markers,
             inside=inside,
             stop=settings.stop,
-            strips_answer=constraint is not None,
+            formatted=constraint is not None,
         )
         self._control = self._make_control()
         # Text is read when somebody asks for it, which may be at the end: between two steps every line of Python
@@ -130,6 +130,8 @@ class Decoding:
         if self._language.markers is None:
             return None
         budget = settings.thinking_budget
+        if budget is None and self._constraint is not None:
+            budget = self.limit  # an answer was asked for by its form: there must be one
         if budget is not None:
             # the answer needs tokens too, whatever the budget
             answer = min(_MOST_ANSWER, self.limit // _ANSWER_SHARE)
@@ -158,10 +160,15 @@ class Decoding:
             return
         if self._settings.logprobs is not None:
             self.logprobs.append(self._logprob(token, logits, self._settings.logprobs))
-        if constraint is not None:
-            constraint.accept(token)
-        self._append([token])
-        if constraint is not None and constraint.is_finished and not self.is_finished:
+        if constraint is None:
+            self._append([token])
+            return
+        constraint.accept(token)
+        forced = constraint.forced_tokens()
+        for following in forced:
+            constraint.accept(following)
+        self._append([token, *forced])
+        if constraint.is_finished and not self.is_finished:
             self.finish("stop")
 
     def interrupted(self) -> bool:
@@ -225,8 +232,9 @@ class Decoding:
                 self._append(self._closing())
         elif before == "reasoning" and control.too_short(reader.reasoning_tokens):
             self._reopen()
-        elif before == "reasoning" and self._constraint is not None and not reader.given("answer"):
-            self._append(self._language.encode("\n\n"))  # as models write it; not part of the answer
+        elif before == "reasoning" and self._constraint is not None:
+            if not reader.tail().endswith("\n"):
+                self._append(self._language.encode("\n\n"))  # as models write it; not part of the answer
         elif control.budget is not None and self._constraint is None:
             self._call_for_answer()
 

@@ -15,7 +15,7 @@ __all__ = ["TextReader"]
 class TextReader:
     """Reads one sequence token by token; what it has given out stays true when tokens are taken back.
 
-    With `strips_answer`, white space before the answer is dropped.
+    With `formatted`, the answer has a format of its own: it begins behind white space, and holds no markers.
     """
 
     def __init__(
@@ -25,20 +25,20 @@ class TextReader:
         *,
         inside: bool = False,
         stop: Sequence[str] = (),
-        strips_answer: bool = False,
+        formatted: bool = False,
     ) -> None:
         self._detokenizer = detokenizer
         self._markers = markers
         self._inside = inside
         self._stop = tuple(stop)
-        self._strips_answer = strips_answer
+        self._formatted = formatted
         self._given: dict[str, list[str]] = {"reasoning": [], "answer": []}
         self._given_length = 0
         self._start()
 
     def _start(self) -> None:
         self._stream = self._detokenizer.stream()
-        self._parser = ReasoningParser(self._markers, inside=self._inside)
+        self._parser = ReasoningParser(self._markers, inside=self._inside, once=self._formatted)
         self._parts: list[str] = []
         self._ends: list[int] = []  # characters of text up to every token
         self._length = 0
@@ -104,7 +104,7 @@ class TextReader:
         return self._give(self._parser.feed(text))
 
     def _give(self, pieces: list[Piece]) -> list[Piece]:
-        if self._strips_answer:
+        if self._formatted:
             pieces = self._without_leading_space(pieces)
         if self._stop:
             pieces = self._before_stop(pieces)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from edge_distill_runtime.answers import UNPARSED, normalize_answer, parse_answer
+from edge_distill_runtime.answers import UNPARSED, Answer, normalize_answer, parse_answer
 from edge_distill_runtime.decoding import Decoding
 from edge_distill_runtime.errors import InputError
 from edge_distill_runtime.options import GenerationOptions
@@ -97,11 +97,11 @@ class _Poll:
     def finished(self) -> list[Generation]:
         return [generation for generation in self.generations if generation is not None]
 
-    def add(self, generation: Generation | None, text: str) -> None:
-        """A vote for the answer in `text`; without a generation it had no tokens to run."""
+    def add(self, generation: Generation | None, answer: Answer) -> None:
+        """A vote; without a generation it had no tokens to run."""
         logprobs = [entry.logprob for entry in generation.logprobs] if generation else []
         weight = confidence_weight(sum(logprobs) / max(1, len(logprobs)))
-        self.votes.append(Vote(parse_answer(text), weight))
+        self.votes.append(Vote(answer, weight))
         self.generations.append(generation)
 
     @property
@@ -178,6 +178,8 @@ def _run_samples(model: Model, problem: Prompt, poll: _Poll, options: Generation
     """All samples as one job: waves of forks of one computed prompt."""
     from edge_distill_runtime.model import finished
 
+    # in a format of its own the whole answer is the answer
+    read = parse_answer if options.get("answer_format") is None else normalize_answer
     tokens, decodings = model.prepare(problem, poll.next_wave(), options)
     job = model.engine.submit(tokens, decodings, stays_open=True)
     pending = list(decodings)
@@ -190,7 +192,7 @@ def _run_samples(model: Model, problem: Prompt, poll: _Poll, options: Generation
                 if generation.finish_reason in ("cancelled", "deadline"):
                     poll.others.append(generation)
                 else:
-                    poll.add(generation, generation.answer)
+                    poll.add(generation, read(generation.answer))
             if poll.is_decided:
                 break
             begun = len(poll.votes) + len(poll.others)
@@ -227,7 +229,7 @@ def _run_with_tools(
             mine["seed"] = seed + 1000 * index  # the turns of a run count on from its seed
         run = run_tools(model, problem, tools, **mine)
         poll.runs.append(run)
-        poll.add(run.last, run.answer)
+        poll.add(run.last, parse_answer(run.answer))
         poll.extra_tokens += run.tokens - (0 if run.last is None else len(run.last.tokens))
         if poll.is_decided:
             return

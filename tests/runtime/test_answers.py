@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-import sympy  # type: ignore[import-untyped]
+import sympy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -13,6 +14,7 @@ import torch
 
 from edge_distill_export.checkpoint import Checkpoint
 from edge_distill_runtime import InputError, Model
+from edge_distill_runtime.answer_format import AnswerFormat
 from edge_distill_runtime.chat import ReasoningMarkers
 from edge_distill_runtime.decoding import Decoding, Language
 from edge_distill_runtime.manifest import ReasoningLengths, SamplingDefaults
@@ -234,3 +236,32 @@ def test_logprobs_equal_transformers(model: Model, checkpoint: Checkpoint) -> No
         assert [value for _, _, value in entry.top] == pytest.approx(top.values.tolist(), abs=0.01)
     events = list(model.stream(QUESTION, max_tokens=8, temperature=1.0, seed=2, logprobs=3))
     assert tuple(entry for event in events for entry in event.logprobs) == result.logprobs
+
+
+def test_formatted_answers_on_the_model(model: Model) -> None:
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {"left": {"type": "integer", "minimum": 0, "maximum": 99}},
+    }
+    schema |= {"required": ["left"], "additionalProperties": False}
+    thinker = with_markers(model)
+    assert thinker.generate(QUESTION, answer_format=AnswerFormat.choices("yes", "no"), seed=2).answer in (
+        "yes",
+        "no",
+    )
+    formats = {
+        r"yes|no|maybe": AnswerFormat.choices("yes", "no", "maybe"),
+        r"-?[0-9]{1,3}": AnswerFormat.regex("-?[0-9]{1,3}"),
+        r'\{"left": [0-9]{1,2}\}': AnswerFormat.json_schema(schema),
+    }
+    for pattern, answer_format in formats.items():
+        options: dict[str, Any] = {"answer_format": answer_format, "temperature": 1.0, "seed": 1}
+        plain = model.generate(QUESTION, **options)
+        assert re.fullmatch(pattern, plain.answer), plain.answer
+        assert plain.finish_reason == "stop"
+        thought = thinker.generate(QUESTION, thinking_budget=20, **options)
+        assert re.fullmatch(pattern, thought.answer), thought.answer
+        assert thought.reasoning
+        assert thought.text.endswith("</think>\n\n" + thought.answer)
+        for sample in thinker.sample(QUESTION, 3, thinking_budget=12, **options):
+            assert re.fullmatch(pattern, sample.answer), sample.answer

@@ -79,8 +79,11 @@ def test_stop_strings_at_every_cut() -> None:
 
 
 def test_answer_without_its_leading_space() -> None:
-    assert read("<think>a</think>\n\n B\n", strips_answer=True)[1:] == ("a", "B\n")
-    assert read("\n\n B", strips_answer=True, markers=None)[2] == "B"
+    assert read("a</think>\n\n B\n", inside=True, formatted=True)[1:] == ("a", "B\n")
+    assert read("\n\n B", formatted=True, markers=None)[2] == "B"
+    # a marker in the answer is part of it
+    assert read("a</think>{<think>}", inside=True, formatted=True)[1:] == ("a", "{<think>}")
+    assert read("{<think>}", formatted=True)[1:] == ("", "{<think>}")
 
 
 def test_taking_tokens_back_gives_nothing_twice() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from edge_distill_runtime import InputError, Model
+from edge_distill_runtime import AnswerFormat, InputError, Model
+from edge_distill_runtime.answers import parse_answer
 from edge_distill_runtime.decoding import TokenLogprob
 from edge_distill_runtime.model import Generation
 from edge_distill_runtime.reason import _Poll
@@ -23,7 +24,7 @@ def said(answer: str, logprob: float = -0.5, tokens: int = 10) -> Generation:
 def poll(*answers: str, samples: int = 8, stop_when: float | None = 0.95) -> _Poll:
     result = _Poll(samples, stop_when)
     for answer in answers:
-        result.add(said(answer), answer)
+        result.add(said(answer), parse_answer(answer))
     return result
 
 
@@ -69,9 +70,16 @@ def test_result_by_hand() -> None:
 def test_votes_weigh_their_likelihood() -> None:
     state = _Poll(3, None)
     for answer, logprob in (("4", -3.0), ("4", -3.0), ("5", -0.1)):
-        state.add(said(answer, logprob), answer)
+        state.add(said(answer, logprob), parse_answer(answer))
     assert state.result().answer == "5"
     assert state.result().reasoning == "5"
+
+
+def test_choices_need_no_marker(model: Model) -> None:
+    choices = AnswerFormat.choices("Paris", "Rome")
+    result = model.reason(PROBLEM, samples=3, stop_when=None, seed=1, answer_format=choices)
+    assert set(result.votes) <= {"Paris", "Rome"}
+    assert result.answer in ("Paris", "Rome")
 
 
 def test_no_answer_at_all() -> None:

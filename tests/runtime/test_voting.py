@@ -9,7 +9,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import integrate, special  # type: ignore[import-untyped]
+from scipy import integrate, special
 
 from edge_distill_runtime import InputError
 from edge_distill_runtime.answers import UNPARSED, normalize_answer
