@@ -375,8 +375,8 @@ class OnnxBackend:
     def save(self, sequence: Sequence) -> bytes:
         with self._lock:
             self._check_live(sequence)
-            payload = self._cache.read(sequence.slot, sequence.length)
-            return self._layout.header(sequence.length) + payload
+            parts = self._cache.read(sequence.slot, sequence.length)
+            return b"".join((self._layout.header(sequence.length), *parts))
 
     def restore(self, state: bytes, length: int) -> Sequence:
         payload = self._layout.payload(state, length)

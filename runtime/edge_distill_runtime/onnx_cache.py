@@ -64,12 +64,12 @@ class KeyValueCache:
             for target in targets:
                 array[target, :, :length] = past
 
-    def read(self, slot: int, length: int) -> bytes:
-        """The first `length` tokens of a slot, array after array."""
-        return np.stack([array[slot, :, :length] for array in self.arrays]).tobytes()
+    def read(self, slot: int, length: int) -> list[bytes]:
+        """The first `length` tokens of a slot, array by array."""
+        return [array[slot, :, :length].tobytes() for array in self.arrays]
 
     def write(self, slot: int, length: int, payload: Bytes) -> None:
-        """What `read` gave; its size must be right."""
+        """What `read` gave, joined; its size must be right."""
         heads, _, head_dim = self.shape
         values = payload.view(self.dtype).reshape(self._count, heads, length, head_dim)
         for array, value in zip(self.arrays, values, strict=True):

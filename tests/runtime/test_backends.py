@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -296,6 +297,15 @@ def test_more_cache_than_one_sequence_may_use(opened: Any, reference: np.ndarray
     assert error.value.code == "cache-full"
 
 
+def test_default_cache_is_what_fits_in_memory(bundles: dict[str, Path], monkeypatch: Any) -> None:
+    path = bundles["onnx"] / "model.onnx"
+    for fitting, expected in ((1000, 1000), (10, CONTEXT_LENGTH), (10**9, 64 * CONTEXT_LENGTH)):
+        monkeypatch.setattr("edge_distill_runtime.onnx.tokens_that_fit", lambda _, most=fitting: most)
+        backend = OnnxBackend(path, context=CONTEXT_LENGTH, threads=1, head_dim=32)
+        assert backend.cache_tokens == expected
+        backend.close()
+
+
 def test_more_cache_may_not_change_the_positions(tmp_path: Path) -> None:
     """libllama takes LongRoPE's other frequencies when the whole cache passes 256 tokens."""
     model, tokenizer = random_checkpoint(variant_named("phi3-partial-longrope"))
@@ -495,6 +505,20 @@ def test_forked_child_gets_a_typed_error_and_exits(bundles: dict[str, Path], mod
     command = [sys.executable, "-W", "ignore", "-c", FORKED, str(bundles[model.manifest.format])]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_onnxruntime_reports_to_nobody(bundles: dict[str, Path]) -> None:
+    """Its telemetry, on by default, has a thread of its own."""
+    script = "import os, sys; from edge_distill_runtime.onnx import OnnxBackend\n"
+    script += "OnnxBackend(sys.argv[1], context=256, threads=1, head_dim=32).prefill([5])\n"
+    script += "assert len(os.listdir('/proc/self/task')) == 1"
+    silent = ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS")  # each of them switches it off
+    environment = {name: value for name, value in os.environ.items() if name not in silent}
+    command = [sys.executable, "-c", script, str(bundles["onnx"] / "model.onnx")]
+    environment["OPENBLAS_NUM_THREADS"] = "1"  # numpy's own threads
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_closed(bundles: dict[str, Path], model: Model) -> None:
