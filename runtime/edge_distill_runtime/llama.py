@@ -89,8 +89,6 @@ class LlamaBackend:
         self._model: Any = None
         self._stepped: list[Sequence] = []  # whose logits point into libllama's buffer
         self._rows_at: int = 0
-        self._stepped: list[Sequence] = []  # whose logits point into libllama's buffer
-        self._rows_at = 0
         _LOG.clear()
         parameters = llama.llama_model_default_params()
         parameters.n_gpu_layers = 0
