@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from edge_distill_runtime.chat import ReasoningMarkers
 from edge_distill_runtime.chat_template import find_markers
 from edge_distill_runtime.detokenizer import load_tokenizer
 from edge_distill_runtime.errors import BundleError
@@ -30,7 +31,11 @@ _HINT = "take the folder's CPU variant, or export the checkpoint with edge-disti
 _MOST_CONFIG = 1 << 20
 _MOST_TOKENIZER = 1 << 26
 _MODEL_KEYS = frozenset(
-    {"bos_token_id", "context_length", "decoder", "eos_token_id", "pad_token_id", "type", "vocab_size"}
+    {
+        *("bos_token_id", "context_length", "decoder", "eos_token_id", "pad_token_id", "type", "vocab_size"),
+        *("bor_token_id", "eor_token_id"),  # begin and end of reasoning
+        *("bot_token_id", "eot_token_id"),  # of a tool call
+    }
 )
 _DECODER_KEYS = frozenset(
     {
@@ -43,7 +48,7 @@ _SESSION_KEYS = frozenset(
     {
         *("enable_cpu_mem_arena", "enable_mem_pattern", "enable_profiling", "graph_optimization_level"),
         *("inter_op_num_threads", "intra_op_num_threads", "log_id", "log_severity_level"),
-        *("log_verbosity_level", "provider_options"),
+        *("log_verbosity_level", "provider_options", "session.use_device_allocator_for_initializers"),
     }
 )
 _PROVIDERS = frozenset({"cpu", "cpuexecutionprovider"})
@@ -83,7 +88,9 @@ def find_genai_folder(folder: Path) -> Found:
     chat, notes = chat_of(template, special_tokens, name)
     sampling, sampling_notes = sampling_of(search if search.get("do_sample") is True else {})
     stops = [*_ids(model, "eos_token_id", vocab_size), added.get(chat.assistant[1].strip()) if chat else None]
-    markers = find_markers(template if isinstance(template, str) else "", added)
+    markers = _markers(model, vocab_size, added) or find_markers(
+        template if isinstance(template, str) else "", added
+    )
     layers, kv_heads, head_dim = (
         _integer(decoder, key, 1, 1 << 16)
         for key in ("num_hidden_layers", "num_key_value_heads", "head_size")
@@ -119,6 +126,14 @@ def find_genai_folder(folder: Path) -> Found:
         # of all files: which ones hold weights only the graph knows
         read_texts=lambda: Texts(tokenizer, detokenizer, hash_files(folder, files)),
     )
+
+
+def _markers(model: Mapping[str, Any], vocab_size: int, added: Mapping[str, Any]) -> ReasoningMarkers | None:
+    """The texts of the tokens that the configuration names for the begin and end of reasoning."""
+    ids = [*_ids(model, "bor_token_id", vocab_size), *_ids(model, "eor_token_id", vocab_size)]
+    texts = {token: text for text, token in added.items()}
+    found = [texts.get(token, "") for token in ids]
+    return ReasoningMarkers(*found) if len(found) == 2 and all(found) else None
 
 
 def _adds_bos(tokenizer: Any, bos: int | None) -> bool:

@@ -70,6 +70,14 @@ def test_settings(folder: Path) -> None:
     assert find_genai_folder(folder).read_texts().model_hash != before
 
 
+def test_the_configuration_names_the_ends_of_reasoning(folder: Path, checkpoint: Checkpoint) -> None:
+    ids = {text: checkpoint.tokenizer.convert_tokens_to_ids(text) for text in ("<|im_start|>", "<|im_end|>")}
+    edit(folder, lambda config: config["model"].update(bor_token_id=ids["<|im_start|>"]))
+    assert find_genai_folder(folder).manifest.reasoning == ReasoningMarkers("<think>", "</think>")
+    edit(folder, lambda config: config["model"].update(eor_token_id=ids["<|im_end|>"]))
+    assert find_genai_folder(folder).manifest.reasoning == ReasoningMarkers("<|im_start|>", "<|im_end|>")
+
+
 def test_sampling_and_templates(folder: Path) -> None:
     edit(folder, lambda config: config["search"].update(do_sample=True, temperature=0.6, top_k=20, top_p=2.0))
     template = (folder / "chat_template.jinja").read_text()

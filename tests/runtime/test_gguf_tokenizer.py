@@ -116,7 +116,7 @@ def test_thousands_of_special_tokens() -> None:
     )
     assert encode(tokenizer, "a<|7999|>b")[1] == ROWS + 7999
     assert time.perf_counter() - before < 3
-    with pytest.raises(InputError, match="7000. tokens are special, the limit is 65536"):
+    with pytest.raises(InputError, match=r"7000\d tokens are special, the limit is 65536"):
         build_tokenizer(metadata_of("gpt2", tokens=tokens + many, token_type=types + [3] * 70_000))
 
 
