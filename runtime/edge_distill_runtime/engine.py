@@ -261,8 +261,10 @@ class Engine:
     def _extend_root(self, job: Job) -> None:
         prompt, backend = job.prompt, self._backend
         if job.root is None and self._cache is not None and (found := self._cache.lookup(prompt)):
-            job.cached_tokens, state = found
-            job.root = backend.restore(state, job.cached_tokens)
+            length, state = found
+            with suppress(EdgeDistillError):  # then all of it is computed
+                job.root = backend.restore(state, length)
+                job.cached_tokens = length
         done = 0 if job.root is None else job.root.length
         if job.root is not None and done == len(prompt):
             done -= 1  # all of it came from the cache: the last token again, for its logits

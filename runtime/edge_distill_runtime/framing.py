@@ -135,7 +135,7 @@ def decode_error(message: Message) -> EdgeDistillError:
     values = [message.fields.get(key) for key in ("error", "code", "what", "hint")]
     if not all(isinstance(value, str) and len(value) <= _LONGEST_TEXT for value in values):
         raise FramingError("an error lacks a text")
-    name, *texts = ("".join(c if c.isprintable() else "?" for c in str(value)) for value in values)
+    name, code, what, hint = ("".join(c if c.isprintable() else "?" for c in str(value)) for value in values)
     if name not in _ERRORS:
         raise FramingError(f"an error of the unknown class {name[:40]!r}")
-    return _ERRORS[name](*texts)
+    return _ERRORS[name](code, what, hint)

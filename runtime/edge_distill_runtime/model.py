@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any, Unpack
 from edge_distill_runtime.backend import Backend, check_room
 from edge_distill_runtime.chat import render
 from edge_distill_runtime.decoding import Decoding, Event, FinishReason, Language, TokenLogprob
-from edge_distill_runtime.detokenizer import Detokenizer, encode, load_tokenizer
+from edge_distill_runtime.detokenizer import Detokenizer, encode
 from edge_distill_runtime.engine import Engine, Job
-from edge_distill_runtime.errors import BundleError, InputError, ResourceError
-from edge_distill_runtime.machine import memory_limit, usable_cpus
-from edge_distill_runtime.manifest import Manifest, read_manifest, verify_files
-from edge_distill_runtime.memory import cache_bytes, needed_memory
+from edge_distill_runtime.errors import InputError
+from edge_distill_runtime.manifest import Manifest
+from edge_distill_runtime.opening import open_model
 from edge_distill_runtime.options import GenerationOptions, Settings, resolve
+from edge_distill_runtime.prompt_cache import PromptCache, default_directory
 
 if TYPE_CHECKING:
     from edge_distill_runtime.constraint import Constraint, ConstraintCompiler
-    from edge_distill_runtime.prompt_cache import PromptCache
     from edge_distill_runtime.reason import Reasoning
 
 __all__ = ["Event", "Generation", "Model", "load"]
@@ -59,78 +58,41 @@ class Generation:
         return len(self.tokens) / self.seconds if self.seconds > 0 else 0.0
 
 
-def load(path: Path | str, *, context: int | None = None, threads: int | None = None) -> Model:
-    """Load a bundle: its hashes are checked, and its model file before an engine may see it.
+def load(
+    path: Path | str,
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    batching: bool = True,
+    backend_options: Mapping[str, Any] | None = None,
+    isolate: bool = False,
+) -> Model:
+    """Load a bundle folder, a bare GGUF file, or a folder made for onnxruntime-genai.
 
-    `context` is the most tokens of prompt and answer together, by default what the bundle was made for;
-    `threads` defaults to the CPUs that this process may use.
+    Files are checked before an engine may see them: a bundle's hashes, a GGUF file's header. `context` is the most
+    tokens of prompt and answer together, by default what a bundle was made for, else at most 4,096; `threads`
+    defaults to the CPUs that this process may use.
+
+    With `batching`, requests of several threads share every step, which may round differently in the last bits;
+    without, they are computed one after the other, and the same seed always gives the same tokens.
+    `backend_options` may hold `cache_tokens`, the size of the key-value cache in tokens over all sequences together
+    (default: `context` for GGUF, as needed for ONNX). With `isolate`, the engine runs in a child process with limits:
+    when it dies, calls raise `BackendCrashed`, and the model can be loaded again.
     """
-    directory = Path(path)
-    if not directory.is_dir():
-        raise InputError(
-            "no-bundle", f"{directory} is no bundle directory", "give a folder made by edge-distill export"
-        )
-    manifest = read_manifest(directory)
-    context = manifest.context_length if context is None else context
-    if not 1 <= context <= manifest.context_length:
-        raise InputError(
-            "bad-context",
-            f"context {context} was asked for, {manifest.name} was made for {manifest.context_length} tokens",
-            f"ask for 1 to {manifest.context_length}, or export with a larger --context",
-        )
-    if threads is not None and not 1 <= threads <= 1024:
-        raise InputError("bad-threads", f"{threads} threads were asked for", "ask for 1 to 1024")
-    verify_files(directory, manifest)
-    _check_memory(manifest, context)
-    markers = manifest.reasoning
-    keep = (markers.open, markers.close) if markers else ()
-    tokenizer, detokenizer = load_tokenizer(directory / "tokenizer.json", keep)
-    backend = _open_backend(directory, manifest, context, threads or usable_cpus())
-    if backend.vocab_size != manifest.vocab_size:
-        backend.close()
-        raise BundleError(
-            "wrong-vocabulary",
-            f"the model computes {backend.vocab_size} logits, the manifest says {manifest.vocab_size}",
-            "export the bundle again",
-        )
-    return Model(manifest, backend, tokenizer, detokenizer)
-
-
-def _open_backend(directory: Path, manifest: Manifest, context: int, threads: int) -> Backend:
-    path = directory / manifest.model_file
-    if manifest.format == "gguf":
-        from edge_distill_runtime.gguf_check import kv_layout, validate_gguf
-        from edge_distill_runtime.llama import LlamaBackend
-
-        if (layout := kv_layout(validate_gguf(path))) != manifest.kv:
-            raise BundleError(
-                "wrong-cache",
-                f"the model's cache is {layout}, the manifest says {manifest.kv}",
-                "export it again",
-            )
-        return LlamaBackend(path, context=context, threads=threads)
-    from edge_distill_runtime.onnx import OnnxBackend
-
-    return OnnxBackend(path, context=context, threads=threads, head_dim=manifest.kv.head_dim)
-
-
-def _check_memory(manifest: Manifest, context: int) -> None:
-    sizes = {entry.path: entry.size for entry in manifest.files}
-    need = needed_memory(
-        manifest.format,
-        model_bytes=sum(size for path, size in sizes.items() if path.startswith(manifest.model_file)),
-        cache_bytes=cache_bytes(manifest.format, manifest.kv.bytes_per_token, context),
-        tokenizer_bytes=sizes["tokenizer.json"],
-        vocab_size=manifest.vocab_size,
+    opened = open_model(
+        path, context=context, threads=threads, backend_options=backend_options, isolate=isolate
     )
-    limit = memory_limit()
-    if limit is not None and need > limit:
-        need, have = need >> 20, limit >> 20
-        raise ResourceError(
-            "memory",
-            f"{manifest.name} with a context of {context} needs {need} MiB, this process may have {have} MiB",
-            f"load with a smaller context: a token takes {manifest.kv.bytes_per_token} bytes",
-        )
+    # what a child process says is not trusted: no state of its making may outlive it
+    directory = None if isolate else default_directory()
+    return Model(
+        opened.manifest,
+        opened.backend,
+        opened.tokenizer,
+        opened.detokenizer,
+        batching=batching,
+        cache=PromptCache(opened.model_hash, format=opened.manifest.format, directory=directory),
+        notes=opened.notes,
+    )
 
 
 class Model:
@@ -145,6 +107,7 @@ class Model:
         *,
         batching: bool = True,
         cache: PromptCache | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.manifest = manifest
         self.backend = backend
@@ -152,6 +115,8 @@ class Model:
         """A `tokenizers.Tokenizer`."""
         self.detokenizer = detokenizer
         self.chat = manifest.chat
+        self.notes = notes
+        """What a person should know of a model that came without a manifest."""
         self.engine = Engine(backend, batching=batching, cache=cache)
         self._cache = cache
         self._language = Language(

@@ -206,7 +206,7 @@ def test_bad_load_options(copy: Path) -> None:
 
 
 def test_memory_that_does_not_suffice(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_distill_runtime.model.memory_limit", lambda: 30 << 20)
+    monkeypatch.setattr("edge_distill_runtime.opening.memory_limit", lambda: 30 << 20)
     with pytest.raises(ResourceError, match=r"needs [5-9]\d MiB, this process may have 30 MiB"):
         load(copy)
 
