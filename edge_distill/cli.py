@@ -48,6 +48,7 @@ VERBS = {
     ),
     "verify": Verb("edge_distill_export.verify:verify", "Check a bundle's hashes and its parity", "export"),
     "run": Verb("edge_distill.run:run", "Ask a bundle a question and stream the answer", "export"),
+    "serve": Verb("edge_distill.serve:serve", "Serve a bundle over OpenAI's HTTP interface", "serve"),
     "demo": Verb("edge_distill.demo:demo", "Export, verify and ask a real model; print one table", "export"),
     "env": Verb("edge_distill.env:env", "Print versions, CPU and memory for a bug report", ""),
 }
