@@ -64,6 +64,8 @@ class Result(Protocol):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # onnxruntime reports every session to its maker, and so may libraries around it
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that is not UTF-8 must not end an export
             stream.reconfigure(errors="backslashreplace")
@@ -148,6 +150,8 @@ def _parse(name: str, function: Callable[..., Result], options: list[str]) -> di
             continue
         kind, text = get_args(hints[parameter.name])
         flag = "--" + parameter.name.replace("_", "-")
+        if kind == bool | None:  # yes, no, or neither
+            flag += "/--no-" + flag.removeprefix("--")
         option = parameter.kind is parameter.KEYWORD_ONLY
         declared = typer.Option(flag, help=text) if option else typer.Argument(help=text)
         parameters.append(parameter.replace(annotation=Annotated[kind, declared]))

@@ -66,7 +66,7 @@ def find_gguf(path: Path, *, isolate: bool) -> Found:
         name=name,
         format="gguf",
         # how it was rounded is not written in the file
-        precision=Precision(_main_type(header), "none", header.bits_per_weight, header.tensor_types),
+        precision=Precision(_main_type(header), "unknown", header.bits_per_weight, header.tensor_types),
         architecture=_MODEL_TYPES.get(header.architecture, header.architecture),
         parameter_count=header.parameter_count,
         vocab_size=len(metadata["tokenizer.ggml.tokens"]),

@@ -90,7 +90,9 @@ class Detokenizer:
         kept = set(keep)
         for token, added in tokenizer.get_added_tokens_decoder().items():
             visible = not added.special or added.content in kept
-            self._known[token] = added.content.encode("utf-8") if visible else b""
+            # in SentencePiece vocabularies runs of spaces may be added tokens
+            content = added.content if self._byte_level else added.content.replace("\u2581", " ")
+            self._known[token] = content.encode("utf-8") if visible else b""
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes that a token stands for; none for special tokens and ids outside the vocabulary."""

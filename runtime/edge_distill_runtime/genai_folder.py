@@ -102,7 +102,7 @@ def find_genai_folder(folder: Path) -> Found:
     manifest = Manifest(
         name=name,
         format="onnx",
-        precision=Precision("onnx", "none", 0.0, {}),  # not written in the configuration
+        precision=Precision("onnx", "unknown", 0.0, {}),  # not written in the configuration
         architecture=plain_name(model.get("type"), "unknown"),
         parameter_count=0,
         vocab_size=vocab_size,

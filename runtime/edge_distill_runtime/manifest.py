@@ -42,7 +42,7 @@ class Precision:
 
     target: str
     """The name of the target, e.g. `q4_0`, `q4_k_m`, `int4`, `f16`."""
-    method: Literal["none", "rtn", "gptq", "k-quant"]
+    method: Literal["none", "rtn", "gptq", "k-quant", "unknown"]
     bits_per_weight: float
     """True average over all tensors: 8 x bytes of tensor data / weights."""
     tensor_types: dict[str, int]

@@ -135,3 +135,14 @@ def test_tokenizer_file_with_truncation(tmp_path: Path) -> None:
     loaded, detokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     text = "Anna has 7 apples and gives 3 of them away."
     assert detokenizer.decode(encode(loaded, text)) == text
+
+
+def test_runs_of_spaces_as_added_tokens() -> None:
+    """Gemma's vocabulary adds them as plain tokens."""
+    from tokenizers import AddedToken
+
+    tokenizer = random_tokenizer(SPM_TOKENIZERS[0]).backend_tokenizer
+    tokenizer.add_tokens([AddedToken("\u2581\u2581", normalized=False)])
+    run = tokenizer.token_to_id("\u2581\u2581")
+    detokenizer = Detokenizer(tokenizer, json.loads(tokenizer.to_str()))
+    assert detokenizer.bytes_of(run) == b"  "
