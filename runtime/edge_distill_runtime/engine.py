@@ -316,6 +316,7 @@ class Engine:
         ]
         if len(ready) == 1 and self._check_draft(*ready[0]):
             return
+        ready.sort(key=lambda pair: pair[1].sequence.slot)  # rows in the cache's order need no copies
         most = self._backend.max_sequences
         for start in range(0, len(ready), most):
             group = ready[start : start + most]

@@ -37,6 +37,7 @@ from edge_distill_runtime.onnx_cache import KeyValueCache
 
 __all__ = ["OnnxBackend"]
 
+_MOST_BETWEEN = 3  # slots without a token of their own that a batch may cover at a stretch
 _LOGITS_BYTES = 1 << 24  # bounds the logits of one stretch of a prompt
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -329,19 +330,41 @@ class OnnxBackend:
         return rows
 
     def _step_runs(self, sequences: SequenceOf[Sequence], tokens: SequenceOf[int]) -> Floats:
-        """One batch for every run of neighbouring slots; rows in the order of `sequences`."""
-        order = sorted(range(len(sequences)), key=lambda index: sequences[index].slot)
-        slots = [sequences[index].slot for index in order]
-        for row, index in enumerate(order):
-            self._ids[row] = tokens[index]
-        start = 0
-        for end in range(1, len(order) + 1):
-            if end == len(order) or slots[end] != slots[end - 1] + 1:
-                lengths = [sequences[index].length for index in order[start:end]]
-                self._run(slots[start], lengths, 1, start)
-                start = end
-        rows = self._rows[: len(order)]
-        return rows if order == list(range(len(order))) else rows[np.argsort(order)]
+        """One batch for every stretch of slots that lie close together; rows in the order of `sequences`."""
+        wanted = {sequence.slot: token for sequence, token in zip(sequences, tokens, strict=True)}
+        row, row_of = 0, {}
+        for first, last in self._stretches(sorted(wanted)):
+            slots = range(first, last + 1)
+            lengths = [self._length_of(slot) for slot in slots]
+            for index, slot in enumerate(slots):
+                self._ids[row + index] = wanted.get(slot, 0)
+                row_of[slot] = row + index
+            self._run(first, lengths, 1, row)
+            row += len(slots)
+        rows = [row_of[sequence.slot] for sequence in sequences]
+        return self._rows[: len(rows)] if rows == list(range(len(rows))) else self._rows[rows]
+
+    def _stretches(self, slots: SequenceOf[int]) -> list[tuple[int, int]]:
+        """First and last slot of every batch that covers `slots`, which are sorted.
+
+        A few slots between two others are computed too: another pass over the weights would take longer. The token
+        that they are given goes behind what they hold, and nobody reads it.
+        """
+        stretches = [(slots[0], slots[0])]
+        for slot in slots[1:]:
+            first, last = stretches[-1]
+            between = range(last + 1, slot)
+            if len(between) <= _MOST_BETWEEN and all(
+                self._length_of(other) < self.context_length for other in between
+            ):
+                stretches[-1] = (first, slot)
+            else:
+                stretches.append((slot, slot))
+        return stretches
+
+    def _length_of(self, slot: int) -> int:
+        sequence = self._sequences.get(slot)
+        return 0 if sequence is None else sequence.length
 
     def _forget_stepped(self) -> None:
         for sequence in self._stepped:

@@ -580,3 +580,22 @@ def test_nan_weights_are_reported(
         ):
             with pytest.raises(BackendError, match="NaN"):
                 call()
+
+
+def test_sequences_between_those_of_a_batch_keep_their_past(opened: Any, reference: np.ndarray) -> None:
+    """The ONNX engine computes slots that lie between; a full one it must leave out."""
+    backend = opened(context=60, cache_tokens=512)
+    sequences = [backend.prefill(TOKENS[:5]) for _ in range(4)]
+    first, idle, full, last = sequences
+    backend.extend(full, TOKENS[5:60])
+    for position in range(5, 9):
+        for row in backend.step([last, first], [TOKENS[position]] * 2):
+            assert_close(row, reference[position])
+    assert_close(backend.step([idle], TOKENS[5:6])[0], reference[5])
+    backend.rewind(full, 59)
+    assert_close(backend.step([full], TOKENS[59:60])[0], reference[59])
+    # nothing lies between: all in one batch, the longest in the middle
+    backend.rewind(full, 50)
+    rows = backend.step([last, full, first], [TOKENS[9], TOKENS[50], TOKENS[9]])
+    for row, position in zip(rows, (9, 50, 9), strict=True):
+        assert_close(row, reference[position])
