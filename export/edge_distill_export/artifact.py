@@ -22,7 +22,7 @@ from edge_distill_runtime.chat import ChatSegments
 from edge_distill_runtime.detokenizer import encode, load_tokenizer
 from edge_distill_runtime.errors import InputError, ParityError
 from edge_distill_runtime.machine import usable_cpus
-from edge_distill_runtime.manifest import KVLayout, Manifest, Precision, SamplingDefaults
+from edge_distill_runtime.manifest import KVLayout, Manifest, Precision, ReasoningLengths, SamplingDefaults
 
 if TYPE_CHECKING:
     from edge_distill_export.checkpoint import Checkpoint
@@ -130,7 +130,12 @@ def _write_gguf(source: Source, path: Path, quantized: Mapping[str, QuantizedTen
 
 
 def make_manifest(
-    source: Source, target: Target, directory: Path, method: str, lineage: dict[str, Any]
+    source: Source,
+    target: Target,
+    directory: Path,
+    method: str,
+    lineage: dict[str, Any],
+    reasoning_lengths: ReasoningLengths | None = None,
 ) -> Manifest:
     """The manifest of the files in `directory`, as yet without their hashes and without verification."""
     checkpoint = source.checkpoint
@@ -150,6 +155,7 @@ def make_manifest(
         bos_id=source.bos_id,
         chat=source.style.chat,
         reasoning=source.style.markers,
+        reasoning_lengths=reasoning_lengths if source.style.markers else None,
         sampling=_sampling(checkpoint),
         files=(),
         lineage=lineage,

@@ -30,7 +30,9 @@ from edge_distill_export.families import embedding_names, linear_names
 from edge_distill_export.grid import quantize_rtn
 from edge_distill_runtime.errors import InputError
 from edge_distill_runtime.machine import usable_cpus
+from edge_distill_runtime.manifest import ReasoningLengths
 
+_FEWEST_TRACES = 20  # for quantiles
 SOLVED_TRACES = 64
 MAX_TOKENS = 24_000
 """More calibration text than this is thinned out evenly: time and memory grow with it, quality hardly does."""
@@ -52,6 +54,15 @@ class Calibration:
             "tokens": sum(map(len, tokens)),
             "sha256": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
         }
+
+    @property
+    def reasoning_lengths(self) -> ReasoningLengths | None:
+        """Quantiles over the user's traces, what the student learned from; None when they tell too little."""
+        lengths = sorted(text.answer - text.prompt for text in self.texts if text.answer > text.prompt)
+        if self.origin == "own" or len(lengths) < _FEWEST_TRACES:
+            return None
+        # the smallest length that so many of a hundred do not pass
+        return ReasoningLengths(*(lengths[-(-len(lengths) * p // 100) - 1] for p in (50, 90, 99)))
 
 
 def calibration_texts(source: Source, path: Path | None, out: Path) -> Calibration:

@@ -230,7 +230,9 @@ def _write(
                 write_model(source, target, directory, tensors.get(target.bits, {}), floats)
                 used = _method_of(target, method)
                 lineage = _lineage(source, calibration if used in ("gptq", "k-quant") else None)
-                manifests[target] = seal(directory, make_manifest(source, target, directory, used, lineage))
+                lengths = calibration.reasoning_lengths if calibration else None
+                manifest = make_manifest(source, target, directory, used, lineage, lengths)
+                manifests[target] = seal(directory, manifest)
     return manifests
 
 

@@ -18,6 +18,7 @@ from edge_distill_runtime.errors import (
 
 if TYPE_CHECKING:
     from edge_distill_runtime.answer_format import AnswerFormat
+    from edge_distill_runtime.calculator import calculate
     from edge_distill_runtime.decoding import Event
     from edge_distill_runtime.model import Generation, Model, load
     from edge_distill_runtime.reason import Reasoning
@@ -40,6 +41,7 @@ __all__ = [
     "Reasoning",
     "ResourceError",
     "__version__",
+    "calculate",
     "load",
 ]
 
@@ -51,6 +53,7 @@ _LAZY = {
     "Generation": "model",
     "Model": "model",
     "Reasoning": "reason",
+    "calculate": "calculator",
     "load": "model",
 }
 
