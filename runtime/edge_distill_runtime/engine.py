@@ -10,9 +10,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -163,6 +163,8 @@ class Engine:
                         sleeper.wakes.notify_all()
         finally:
             self._is_led = False
+            for other in [*self._queue, *self._running]:
+                self._sweep(other)
 
     def close_job(self, job: Job) -> None:
         """End what is left of a job and give its cache back; it may be called at any time."""
@@ -170,34 +172,63 @@ class Engine:
             job.stays_open = False
             for decoding in [*job.waiting, *(branch.decoding for branch in job.active)]:
                 decoding.abandon()
-            if self._is_led:  # the leader sweeps before its next step
-                return
-            self._sweep(job)
+            if not self._is_led:  # else the leader sweeps
+                self._sweep(job)
 
     # -- the leader's work: one thread at a time, without the lock but where queues change --------------------
 
     def _step(self) -> None:
         """One stretch of a prompt and one token for every active sequence."""
+        if self._step_alone():
+            return
         with self._lock:
             for job in [*self._queue, *self._running]:
                 self._sweep(job)
             self._admit()
             jobs = list(self._running)
-        try:
+        with self._failing(jobs):
             if unread := next((job for job in jobs if not (job.begun or job.prompt_is_computed)), None):
                 self._prefill(unread)
             for job in jobs:
                 self._begin(job)
             self._decode([(job, branch) for job in jobs for branch in job.active])
-        except BaseException as exc:
-            interrupted = BackendError("interrupted", "another thread was interrupted while it computed", "")
-            self._fail(jobs, exc if isinstance(exc, Exception) else interrupted)
-            if not isinstance(exc, Exception):
-                raise
-        finally:
+        with self._lock:
+            for job in jobs:
+                self._sweep(job)
+
+    def _step_alone(self) -> bool:
+        """The same for the one sequence that there is, with as little between two steps as can be."""
+        if self._queue or len(self._running) != 1:
+            return False
+        job = self._running[0]
+        if job.waiting or len(job.active) != 1 or job.error is not None:
+            return False
+        branch = job.active[0]
+        decoding, sequence = branch.decoding, branch.sequence
+        count = len(decoding.tokens)
+        if decoding.lookup is not None or decoding.is_finished or decoding.kept < count - 1:
+            return False
+        if sequence.length != len(job.prompt) + count - 1:
+            return False
+        with self._failing([job]):
+            decoding.kept = count
+            decoding.next(self._backend.step((sequence,), decoding.tokens[-1:])[0])
+        if decoding.is_finished or job.error is not None:
             with self._lock:
-                for job in jobs:
-                    self._sweep(job)
+                self._sweep(job)
+        return True
+
+    @contextmanager
+    def _failing(self, jobs: SequenceOf[Job]) -> Iterator[None]:
+        """What is raised inside is the error of `jobs`."""
+        try:
+            yield
+        except Exception as exc:
+            self._fail(jobs, exc)
+        except BaseException:  # Ctrl-C in the thread that leads
+            interrupted = BackendError("interrupted", "another thread was interrupted while it computed", "")
+            self._fail(jobs, interrupted)
+            raise
 
     def _sweep(self, job: Job) -> None:
         """Release what has ended."""
