@@ -6,8 +6,11 @@ compared by KL(P || Q) in nats, by whether their likeliest tokens agree, and by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as SequenceOf
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from edge_distill_runtime.backend import Backend
+    from edge_distill_runtime.backend import Backend, Sequence
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class References:
     """
 
     def __init__(
-        self, model: PreTrainedModel, texts: Sequence[Text], file: BinaryIO, advance: Callable[[], None]
+        self, model: PreTrainedModel, texts: SequenceOf[Text], file: BinaryIO, advance: Callable[[], None]
     ) -> None:
         self._texts, self._file = texts, file
         for text in texts:
@@ -87,16 +90,14 @@ class References:
 
     def compare(self, backend: Backend, advance: Callable[[], None]) -> Parity:
         """Teacher-force a backend on all texts; the prompts only condition."""
-        import torch
-
         parts = []
         self._file.seek(0)
-        for text in self._texts:
-            rows = len(text.tokens) - text.prompt
-            data = bytearray(self._file.read(rows * self._vocab_size * 4))
-            reference = torch.frombuffer(data, dtype=torch.float32).reshape(rows, self._vocab_size)
-            parts.append(_compare(reference, backend, text))
-            advance()
+        with closing(_Forced(backend)) as forced:
+            for text in self._texts:
+                reference = np.empty((len(text.tokens) - text.prompt, self._vocab_size), np.float32)
+                self._file.readinto(reference.data)  # type: ignore[attr-defined]
+                parts.append(_compare(reference, forced.logits(text), text))
+                advance()
         return summarize(parts)
 
 
@@ -111,16 +112,52 @@ def _log_probabilities(model: PreTrainedModel, text: Text) -> torch.Tensor:
     return output.logits[0, :-1].float().log_softmax(-1)
 
 
-def _compare(reference: torch.Tensor, backend: Backend, text: Text) -> _Positions:
+class _Forced:
+    """Teacher forcing of one text after the other in one sequence: what two of them begin with stays in its cache."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._sequence: Sequence | None = None
+        self._past: list[int] = []
+
+    def logits(self, text: Text) -> Iterator[np.ndarray]:
+        """float32 [m, vocab] in chunks, together a row for each token after the prompt; valid until the next."""
+        backend, tokens = self._backend, text.tokens
+        sequence = self._after(tokens[: text.prompt])
+        yield sequence.logits[None]
+        for start in range(text.prompt, len(tokens) - 1, backend.max_sequences):
+            chunk = tokens[start : min(start + backend.max_sequences, len(tokens) - 1)]
+            yield backend.verify(sequence, chunk)
+        self._past = tokens[:-1]
+
+    def _after(self, prompt: list[int]) -> Sequence:
+        """The sequence holding just `prompt`, whose last token is always computed: its logits are wanted."""
+        same = (old == new for old, new in zip(self._past, prompt[:-1], strict=False))
+        shared = sum(takewhile(bool, same))
+        if self._sequence is None or not shared:
+            self.close()
+            self._sequence = self._backend.prefill(prompt)
+        else:
+            self._backend.rewind(self._sequence, shared)
+            self._backend.extend(self._sequence, prompt[shared:])
+        return self._sequence
+
+    def close(self) -> None:
+        if self._sequence is not None:
+            self._backend.release(self._sequence)
+            self._sequence = None
+
+
+def _compare(reference: np.ndarray, logits: Iterable[np.ndarray], text: Text) -> _Positions:
     import torch
 
     kls, agrees = [], []
     row = 0
-    for chunk in backend.teacher_force(text.tokens[:-1], text.prompt - 1):
-        log_p = reference[row : row + len(chunk)]
-        log_q = torch.from_numpy(np.ascontiguousarray(chunk)).log_softmax(-1)
+    for chunk in logits:
+        expected = reference[row : row + len(chunk)]
         row += len(chunk)
-        agrees.append((log_p.argmax(-1) == log_q.argmax(-1)).numpy())
+        agrees.append(expected.argmax(-1) == chunk.argmax(-1))  # torch's argmax is many times slower
+        log_p, log_q = torch.from_numpy(expected), torch.from_numpy(chunk).log_softmax(-1)
         kls.append((log_p.exp() * log_q.neg_().add_(log_p)).sum(-1).clamp_(min=0).numpy())
     kl = np.concatenate(kls)
     if row != len(reference) or not np.isfinite(kl).all():
@@ -129,7 +166,7 @@ def _compare(reference: torch.Tensor, backend: Backend, text: Text) -> _Position
     return _Positions(kl, np.concatenate(agrees), is_answer)
 
 
-def summarize(parts: Sequence[_Positions]) -> Parity:
+def summarize(parts: SequenceOf[_Positions]) -> Parity:
     """The statistics over all texts."""
     kl = np.concatenate([part.kl for part in parts])
     agrees = np.concatenate([part.agrees for part in parts])
