@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_distill_export.activations import visit_linears
+from edge_distill_export.allocator import give_back_freed_memory
 from edge_distill_export.calibration import Text
 from edge_distill_export.grid import (
     BLOCK_SIZE,
@@ -36,6 +37,7 @@ _COLUMNS = 128  # columns quantized before their errors reach the rest of the ma
 _DAMPING = (0.01, 0.1, 1.0)  # shares of the mean diagonal, each tried when the one before left H singular
 _SHRINKS = (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05)  # of the largest weight, as ends of the grid
 _REFINEMENTS = 2
+_BEFORE_MLP = (".gate_proj.weight", ".gate_up_proj.weight")
 _SYSTEM_ENTRIES = 1 << 22  # of the linear systems solved at once: 32 MiB in float64
 
 
@@ -65,6 +67,8 @@ def quantize_gptq(
     def visit(name: str, weight: torch.Tensor, inputs: list[torch.Tensor]) -> torch.Tensor:
         import torch
 
+        if name.endswith(_BEFORE_MLP):
+            give_back_freed_memory()  # some 110 MB for SmolLM2, just before the most is needed
         if last["inputs"] is not inputs:  # query, key and value share theirs
             last["inputs"], last["hessian"] = inputs, Hessian(second_moment(inputs), name)
         hessian: Hessian = last["hessian"]
