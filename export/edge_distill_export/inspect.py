@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _SNIFF = 64  # bytes that tell a GGUF file, an empty one and a git-lfs pointer
-_PACKED_BITS = {"int4": 4, "int8": 8}
+_PACKED_BITS = {"int2": 2, "int4": 4, "int8": 8}
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def printable(text: str) -> str:
 def _inspect_bundle(directory: Path, list_tensors: bool) -> Inspection:
     manifest = open_manifest(directory)
     model = directory / manifest.model_file
-    found = _gguf_tensors(read_gguf_header(model)) if manifest.format == "gguf" else _onnx_tensors(model)
+    found = _gguf_tensors(read_gguf_header(model)) if manifest.format == "gguf" else _onnx_tensors(model)[0]
     return Inspection(
         path=str(directory),
         format=manifest.format,
@@ -153,7 +153,8 @@ def _inspect_file(path: Path, list_tensors: bool) -> Inspection:
         context = length if type(length) is int else None
         kv = _kv_bytes(header)
     elif path.suffix == ".onnx":
-        format, found = "onnx", _onnx_tensors(path)
+        format = "onnx"
+        found, parameters = _onnx_tensors(path)
     else:
         raise InputError(
             "unknown-file", f"{path} is neither GGUF nor ONNX", "give a .gguf or .onnx file or a bundle"
@@ -182,14 +183,15 @@ def _gguf_tensors(header: GGUFHeader) -> tuple[Tensor, ...]:
     )
 
 
-def _onnx_tensors(path: Path) -> tuple[Tensor, ...]:
+def _onnx_tensors(path: Path) -> tuple[tuple[Tensor, ...], int]:
+    """The tensors, and how many weights of the model they hold."""
     from edge_distill_export.onnx_inspect import read_initializers
 
     try:
         initializers = read_initializers(path)
         if not initializers or any(extent < 0 for tensor in initializers for extent in tensor.shape):
             raise ValueError("no tensors, or some with negative extents")
-        return tuple(
+        tensors = tuple(
             Tensor(
                 tensor.name,
                 tensor.shape,
@@ -200,6 +202,7 @@ def _onnx_tensors(path: Path) -> tuple[Tensor, ...]:
             )
             for tensor in initializers
         )
+        return tensors, sum(tensor.weights for tensor in initializers)
     except (ValueError, KeyError, IndexError, TypeError) as exc:  # fields that contradict each other
         raise BundleError("bad-onnx", f"{path} is no sound ONNX model: {exc}", "export it again") from exc
 

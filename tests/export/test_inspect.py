@@ -79,6 +79,38 @@ def test_an_onnx_bundle(bundles: dict[str, Path]) -> None:
     assert result.kv_bytes_per_token == 2 * 2 * 2 * 32 * 4
 
 
+@pytest.mark.parametrize("target", ["onnx:int4", "onnx:int8", "onnx:fp32"])
+@pytest.mark.parametrize(
+    "variant",
+    ["llama-biases", "gemma3_text-untied-mha", "phi3-tied-gqa", "granite-tied-gqa", "qwen3-tied-gqa"],
+)
+def test_the_weights_of_a_bare_onnx_file_are_the_checkpoints(
+    variant: str, target: str, tmp_path: Path
+) -> None:
+    manifest = write_bundle(source_of(checkpoint_of(variant_named(variant))), target, tmp_path / "bundle")
+    result = inspect(tmp_path / "bundle" / "model.onnx")
+    assert result.parameter_count == manifest.parameter_count
+    assert result.bits_per_weight == manifest.precision.bits_per_weight
+
+
+def test_tensors_of_four_bits_are_half_bytes(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("GatherBlockQuantized", ["w", "ids", "s"], ["y"], domain="com.microsoft", bits=4)],
+        "graph",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 32])],
+        [
+            helper.make_tensor("w", TensorProto.UINT4, [2, 32], [1] * 64),
+            helper.make_tensor("s", TensorProto.FLOAT, [2, 1], [1.0, 2.0]),
+        ],
+    )
+    (tmp_path / "model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    result = inspect(tmp_path / "model.onnx", tensors=True)
+    assert result.parameter_count == 64
+    assert result.data_bytes == 32 + 8
+    assert result.bits_per_weight == 8 * 40 / 64
+
+
 def test_text_of_a_bundle(bundles: dict[str, Path]) -> None:
     text = " ".join(text_of(inspect(bundles["gguf"])).split())
     for expected in (
@@ -108,7 +140,9 @@ def test_bare_files(copy: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "link.onnx").symlink_to(copy["onnx"] / "model.onnx")  # as in a hub's cache
     onnx_file = inspect(tmp_path / "link.onnx")
     assert onnx_file.types == inspect(copy["onnx"]).types
-    assert onnx_file.parameter_count is None
+    assert onnx_file.parameter_count == read_manifest(copy["onnx"]).parameter_count
+    assert onnx_file.bits_per_weight == inspect(copy["onnx"]).bits_per_weight
+    assert f"bits per weight  {onnx_file.bits_per_weight:.2f}" in text_of(onnx_file)
     (copy["gguf"] / "model.gguf").rename(tmp_path / "without-suffix")
     assert inspect(tmp_path / "without-suffix").format == "gguf"
 
