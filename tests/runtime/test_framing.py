@@ -18,7 +18,6 @@ from edge_distill_runtime import (
     InputError,
     ParityError,
     ResourceError,
-    isolated,
 )
 from edge_distill_runtime.framing import (
     DONE,
@@ -136,7 +135,7 @@ def test_errors_that_are_none(fields: dict[str, object]) -> None:
 
 
 def open_liar(monkeypatch: pytest.MonkeyPatch, code: str) -> IsolatedBackend:
-    monkeypatch.setattr(isolated, "start_process", liar(code))
+    monkeypatch.setattr("edge_distill_runtime.isolated.start_process", liar(code))
     return IsolatedBackend(
         Path("model"), format="gguf", context=64, threads=1, kv=LAYOUTS["gguf"], call_timeout=5
     )
