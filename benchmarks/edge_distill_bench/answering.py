@@ -1,0 +1,259 @@
+"""All problems through one model, several at once, item by item into a file: an interrupted run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Unpack
+
+from edge_distill_bench.grading import Grade, Verdict, grade
+from edge_distill_bench.tasks import Problem
+from edge_distill_runtime import Generation, InputError, Model, ResourceError
+from edge_distill_runtime.answers import parse_answer
+from edge_distill_runtime.files import open_regular
+from edge_distill_runtime.manifest import Manifest
+from edge_distill_runtime.options import GenerationOptions
+
+__all__ = ["Row", "answer_items", "read_rows"]
+
+_MAX_LINE = 1 << 24  # bytes
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample of one problem."""
+
+    key: str
+    """Hash of the model, the prompt, the right answer and the options."""
+    id: str
+    """The problem's."""
+    sample: int
+    text: str
+    """Everything generated, reasoning included."""
+    answer: str
+    """What was read from the text behind the reasoning; empty when nothing was."""
+    verdict: Verdict
+    reason: str
+    """Why there is no verdict, when the grading failed."""
+    finish_reason: str
+    tokens: int
+    reasoning_tokens: int
+    prompt_tokens: int
+    prompt_seconds: float
+    seconds: float
+    """To generate, the prompt not counted; steps are shared with the problems answered at the same time."""
+
+
+def answer_items(
+    model: Model,
+    problems: Sequence[Problem],
+    *,
+    samples: int = 1,
+    prompt: Callable[[Problem], str | list[dict[str, str]]] = lambda problem: problem.problem,
+    model_hash: str | None = None,
+    rows: Path | None = None,
+    at_once: int = 8,
+    progress: Callable[[int], object] | None = None,
+    **options: Unpack[GenerationOptions],
+) -> list[Row]:
+    """Ask and grade; the rows in the order of the problems, `samples` of each.
+
+    `at_once` problems share every step of the model, as far as its cache has room: load it with
+    `backend_options={"cache_tokens": ...}` for that many. One sample is greedy unless `temperature` is given;
+    several draw with the manifest's temperature and seeds from `seed` (0) on. A generation that ended at a limit of
+    tokens is "cut off", whatever it says.
+
+    `rows` is a JSON lines file that every finished problem is appended to; problems that it holds already, of the
+    same model, prompt and options, are not asked again. `model_hash` names the model there, by default the hashes of
+    its bundle's files; a model without a manifest needs one. `progress` is called with the number of problems that
+    have been done, at the start and after each.
+
+    Raises `InputError` for bad options and for a prompt that does not fit, before anything is computed.
+    """
+    asked = _with_defaults(model.manifest, samples, options)
+    if at_once < 1:
+        raise InputError("bad-at-once", f"{at_once} problems at once", "it must be at least 1")
+    if len({problem.id for problem in problems}) < len(problems):
+        raise InputError("double-id", "two problems have the same id", "give every problem one of its own")
+    identity = "" if rows is None else model_hash or _hash_of(model.manifest)
+    prompts = {problem.id: prompt(problem) for problem in problems}
+    keys = {
+        problem.id: _key(identity, prompts[problem.id], problem, samples, asked, model.backend.context_length)
+        for problem in problems
+    }
+    done = _finished(rows, keys, samples)
+    missing = [problem for problem in problems if problem.id not in done]
+    for problem in missing:
+        model.prepare(prompts[problem.id], samples, asked)
+    told = progress or (lambda count: None)
+    told(len(done))
+
+    cancel = threading.Event()
+    asked["cancel"] = cancel
+
+    def ask(problem: Problem) -> list[Row]:
+        generations = model.sample(prompts[problem.id], samples, **asked)
+        key = keys[problem.id]
+        return [_row(key, problem, index, generation) for index, generation in enumerate(generations)]
+
+    with ThreadPoolExecutor(at_once, "answering") as threads:
+        futures = {threads.submit(ask, problem): problem for problem in missing}
+        try:
+            for future in as_completed(futures):
+                result = future.result()
+                _append(rows, result)
+                done[futures[future].id] = result
+                told(len(done))
+        finally:  # nothing is asked any more, and what runs ends within one token
+            _stop(futures, cancel)
+    return [row for problem in problems for row in done[problem.id]]
+
+
+def _stop(futures: Mapping[Future[list[Row]], Problem], cancel: threading.Event) -> None:
+    for future in futures:
+        future.cancel()
+    cancel.set()
+
+
+def _with_defaults(manifest: Manifest, samples: int, options: GenerationOptions) -> GenerationOptions:
+    unfit = sorted(options.keys() & {"answer_format", "cancel", "deadline", "logprobs"})
+    if unfit:
+        raise InputError(
+            "bad-option",
+            f"{unfit[0]} cannot be given here",
+            "rows could not be told apart, or would not keep it",
+        )
+    asked: GenerationOptions = {"seed": 0, **options}
+    if samples == 1 and asked.get("temperature") is None:
+        asked["temperature"] = 0.0
+    temperature = asked.get("temperature")
+    if samples > 1 and not (manifest.sampling.temperature if temperature is None else temperature):
+        raise InputError(
+            "bad-temperature", f"{samples} samples at temperature 0 are all the same", "give a temperature"
+        )
+    return asked
+
+
+def _row(key: str, problem: Problem, index: int, generation: Generation) -> Row:
+    if generation.finish_reason in ("length", "context"):
+        result = Grade("cut off", parse_answer(generation.answer))
+    else:
+        result = grade(generation.answer, problem.answer)
+    return Row(
+        key=key,
+        id=problem.id,
+        sample=index,
+        text=generation.text,
+        answer=result.answer.display,
+        verdict=result.verdict,
+        reason=result.reason,
+        finish_reason=generation.finish_reason,
+        tokens=len(generation.tokens),
+        reasoning_tokens=generation.reasoning_tokens,
+        prompt_tokens=generation.prompt_tokens,
+        prompt_seconds=generation.prompt_seconds,
+        seconds=generation.seconds,
+    )
+
+
+# -- the file ------------------------------------------------------------------------------------------------
+
+
+def _hash_of(manifest: Manifest) -> str:
+    if not manifest.files:
+        raise InputError(
+            "no-hash",
+            f"{manifest.name} has no manifest that says what it is",
+            "give model_hash, its file's SHA-256",
+        )
+    # all that steers the text, not what was measured
+    parts = [
+        sorted((entry.path, entry.sha256) for entry in manifest.files),
+        manifest.chat and asdict(manifest.chat),
+        manifest.reasoning and asdict(manifest.reasoning),
+        asdict(manifest.sampling),
+        manifest.stop_ids,
+        manifest.bos_id,
+        manifest.reasoning_lengths and asdict(manifest.reasoning_lengths),
+    ]
+    return _sha256(parts)
+
+
+def _key(
+    identity: str, prompt: Any, problem: Problem, samples: int, options: Mapping[str, Any], context: int
+) -> str:
+    return _sha256([identity, prompt, problem.id, problem.answer, samples, options, context])
+
+
+def _sha256(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(path: Path | None, keys: Mapping[str, str], samples: int) -> dict[str, list[Row]]:
+    """The rows of the problems that have all their samples."""
+    if path is None or not path.exists():
+        return {}
+    _cut_torn_line(path)
+    found: dict[str, dict[int, Row]] = {}
+    for row in read_rows(path):
+        if keys.get(row.id) == row.key:
+            found.setdefault(row.id, {})[row.sample] = row
+    return {
+        name: [rows[index] for index in range(samples)]
+        for name, rows in found.items()
+        if set(range(samples)) <= rows.keys()
+    }
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of a file, also of other models and options; `InputError` names a line that is none."""
+    names = {field.name for field in fields(Row)}
+    result = []
+    with open_regular(path, allow_links=True) as file:
+        number = 0
+        while line := file.readline(_MAX_LINE):
+            number += 1
+            try:
+                values = json.loads(line)
+                if not isinstance(values, dict) or values.keys() != names:
+                    raise ValueError
+                result.append(Row(**values))
+            except (ValueError, RecursionError) as exc:
+                raise InputError(
+                    "bad-rows", f"line {number} of {path} is no row", "give another file, or remove the line"
+                ) from exc
+    return result
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Remove the end of a write that was killed."""
+    with open_regular(path, allow_links=True) as file:
+        size = whole = file.seek(0, os.SEEK_END)
+        while whole:
+            start = max(0, whole - 65536)
+            file.seek(start)
+            at = file.read(whole - start).rfind(b"\n")
+            whole = start + at + 1 if at >= 0 else start
+            if at >= 0:
+                break
+    if whole < size:
+        os.truncate(path, whole)
+
+
+def _append(path: Path | None, rows: Sequence[Row]) -> None:
+    if path is None:
+        return
+    data = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    try:
+        with path.open("ab") as file:
+            file.write(data.encode("utf-8", "replace"))
+    except OSError as exc:
+        raise ResourceError(
+            "unwritable", f"{path} cannot be written: {exc.strerror}", "choose another file"
+        ) from exc

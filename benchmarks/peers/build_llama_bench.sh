@@ -1,0 +1,29 @@
+#!/bin/sh
+# Build llama-bench from the source that llama-cpp-python's wheel is built from, with the same options.
+#
+#   benchmarks/peers/build_llama_bench.sh FOLDER [VERSION]
+#
+# VERSION is by default that of the llama-cpp-python in .venv. The program is then FOLDER/build/bin/llama-bench.
+# Takes about ten minutes on one core; a folder that was begun is taken up where it was left.
+set -eu
+
+[ $# -ge 1 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+PYTHON=${PYTHON:-$(dirname "$0")/../../.venv/bin/python}
+VERSION=${2:-$("$PYTHON" -c 'from importlib.metadata import version; print(version("llama-cpp-python"))')}
+mkdir -p "$1"
+FOLDER=$(cd "$1" && pwd)
+ARCHIVE=$FOLDER/llama_cpp_python-$VERSION.tar.gz
+SOURCE=$FOLDER/llama_cpp_python-$VERSION/vendor/llama.cpp
+
+# pip runs the build system for the metadata, whose own requirements may come as wheels
+[ -f "$ARCHIVE" ] || "$PYTHON" -m pip download --no-deps --no-binary llama-cpp-python \
+    --dest "$FOLDER" "llama-cpp-python==$VERSION"
+[ -d "$SOURCE" ] || tar -xzf "$ARCHIVE" -C "$FOLDER"
+
+# scikit-build-core builds in release mode too; GGML_NATIVE, on by default, chooses this CPU's instructions
+cmake -S "$SOURCE" -B "$FOLDER/build" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
+    -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF \
+    -DLLAMA_BUILD_TOOLS=ON
+cmake --build "$FOLDER/build" --target llama-bench --parallel "$(nproc)"
+"$FOLDER/build/bin/llama-bench" --help >/dev/null
+echo "$FOLDER/build/bin/llama-bench"
