@@ -118,18 +118,6 @@ COPYING = (
     "ten countries. It passes Vienna, Bratislava, Budapest and Belgrade before it reaches the Black Sea. More "
     "than eighty million people live in its basin.\n\n"
     "All sentences of the text, one a line:\n1. The Danube rises in",
-    "Before:\n```python\n"
-    "def area(width, height):\n    if width < 0 or height < 0:\n"
-    '        raise ValueError("a side is negative")\n    return width * height\n```\n'
-    "After, with `area` renamed to `size`:\n```python\n"
-    "def size(width, height):\n    if width < 0 or height < 0:\n"
-    '        raise ValueError("a side is negative")\n    return width * height\n```\n\n'
-    "Before:\n```python\n"
-    "def total(prices, discount, tax):\n    result = 0.0\n    for price in prices:\n        if price < 0:\n"
-    '            raise ValueError("a price is negative")\n'
-    "        result += price * (1.0 - discount)\n    return result * (1.0 + tax)\n```\n"
-    "After, with `total` renamed to `sum_of_prices`:\n```python\n"
-    "def sum_of_prices(prices, discount, tax):\n",
 )
 
 # Completions that say something new, with as few repetitions as such a small model manages.
