@@ -1,0 +1,1 @@
+"""From traces to a trained student: spans, losses, cached teachers, initial students, quantization-aware training."""
