@@ -1,0 +1,1 @@
+"""Traces: what a teacher writes, how it is stored, checked, shortened and counted."""
