@@ -45,17 +45,20 @@ export QEMU_LD_PREFIX=$root QEMU_CPU=cortex-a76 OMP_NUM_THREADS=1 PYTHONDONTWRIT
 emulated=(qemu-aarch64-static "$root/usr/bin/python3")
 version=$("${emulated[@]}" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
-# The runtime's own wheel with its aarch64 dependencies.
+# The runtime's own wheel, built anew, and the aarch64 wheels that it asks for.
+rm -rf "$folder/wheel" "$folder/runtime"
+"$python" -m pip wheel -q --no-deps --no-build-isolation -w "$folder/wheel" "$project/runtime"
+wheel=$(echo "$folder"/wheel/*.whl)
+"$python" -m pip install -q --no-deps --no-index --target "$folder/runtime" "$wheel"
 if [ ! -d "$site" ]; then
-    "$python" -m pip wheel -q --no-deps --no-build-isolation -w "$folder/wheel" "$project/runtime"
     platforms=(--platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64
         --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64)
     "$python" -m pip install -q --target "$site" "${platforms[@]}" --python-version "$version" --implementation cp \
-        --only-binary=:all: -c "$project/constraints.txt" "$(echo "$folder"/wheel/*.whl)[onnx]"
+        --only-binary=:all: -c "$project/constraints.txt" "$wheel[onnx]"
 fi
 
 echo "this machine" >&2
 "$python" "$here/aarch64_tokens.py" run "$bundle" "$folder/here.npz"
 echo "aarch64 (${QEMU_CPU}, emulated)" >&2
-PYTHONPATH=$site "${emulated[@]}" "$here/aarch64_tokens.py" run "$bundle" "$folder/aarch64.npz" "$folder/here.npz"
+PYTHONPATH=$folder/runtime:$site "${emulated[@]}" "$here/aarch64_tokens.py" run "$bundle" "$folder/aarch64.npz" "$folder/here.npz"
 "$python" "$here/aarch64_tokens.py" compare "$folder/here.npz" "$folder/aarch64.npz"
