@@ -46,9 +46,12 @@ def log_others(logits: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 
 
 def forward_kl(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-    """KL(teacher || student) of log-probabilities [n, outcomes]; outcomes that the teacher excludes count 0."""
-    probability = teacher.exp()
-    return torch.where(probability > 0, probability * (teacher - student), 0.0).sum(-1)
+    """KL(teacher || student) of log-probabilities [n, outcomes]; the student's are finite.
+
+    Outcomes that the teacher excludes count 0: their log-probability, -inf, is taken as the smallest number.
+    """
+    difference = teacher.clamp(min=torch.finfo(teacher.dtype).min) - student
+    return (teacher.exp() * difference).sum(-1)
 
 
 def reverse_kl(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:

@@ -215,7 +215,8 @@ def _token_losses(
         total = total + loss.cross_entropy * cross_entropy(student, targets)
     if teacher is None:
         return total
-    teacher_log, student_log = _log_probabilities(teacher, student / loss.temperature, loss.temperature)
+    scaled = student if loss.temperature == 1 else student / loss.temperature
+    teacher_log, student_log = _log_probabilities(teacher, scaled, loss.temperature)
     square = loss.temperature**2
     if loss.forward_kl:
         total = total + loss.forward_kl * square * forward_kl(teacher_log, student_log)
@@ -235,7 +236,8 @@ def _log_probabilities(
     `scaled` are the student's logits [n, vocabulary] divided by the temperature.
     """
     if not isinstance(teacher, TopK):
-        return (teacher / temperature).log_softmax(-1), scaled.log_softmax(-1)
+        teacher_scaled = teacher if temperature == 1 else teacher / temperature
+        return teacher_scaled.log_softmax(-1), scaled.log_softmax(-1)
     normalizer = scaled.logsumexp(-1, keepdim=True)
     likely = scaled.gather(-1, teacher.indices) - normalizer
     if teacher.indices.shape[-1] == scaled.shape[-1]:
