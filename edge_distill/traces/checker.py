@@ -142,7 +142,7 @@ def _statement(
         except Unreadable:
             sides.append(None)
     left, right = sides
-    uses = tuple(item.value for item in (left.items if left else ()) if item.kind == "number")
+    uses = _signed_numbers(left.items) if left else ()
     gives = right.value.constant if right and right.single else None
     if not left or not right:
         return Statement(text, "unknown", uses, gives, letters), None
@@ -169,6 +169,18 @@ def _statement(
         if verdict == "refuted" and ((not start and _is_name(left)) or _is_doubtful(left, right)):
             verdict = "unknown"
     return Statement(text, verdict, uses, gives, letters), None
+
+
+def _signed_numbers(items: Sequence[Item]) -> tuple[Fraction, ...]:
+    """The numbers of an expression, with the minus of a negative one: 2 and -3 in `2 - -3`."""
+    found = []
+    for i, item in enumerate(items):
+        if item.kind == "number":
+            negative = (
+                i and items[i - 1].text == "-" and (i == 1 or items[i - 2].kind in ("operator", "open"))
+            )
+            found.append(-item.value if negative else item.value)
+    return tuple(found)
 
 
 def _side(items: list[Item], is_left: bool) -> _Side:

@@ -1,11 +1,13 @@
 """Shorter reasoning by rules: which steps the answer, or a later step, depends on.
 
 A step depends on the steps that produced the numbers and letters it uses. It produces what stands alone on the right
-of a relation, or, without one, every number it names; a number is taken from the latest step before that produced it.
+of a relation, or, without one, every number it names. When several steps produced a number, a use takes the latest
+that no use has taken yet: the two 12 of `12 + 12 = 24` come from two steps, if two steps gave 12.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
@@ -23,22 +25,21 @@ _Key = Fraction | str  # a number, or a letter
 
 
 class _Flow:
-    """What a step uses and what it produces."""
+    """What a step uses, how often, and what it produces."""
 
     def __init__(self, step: Step) -> None:
         statements = find_statements(step.text)
         numbers = _numbers(step.text)
         self.derives = any(found.gives is not None or found.variables for found in statements)
-        if self.derives:
-            self.gives = {key for found in statements for key in _given(found)}
-            derived = {found.gives for found in statements if found.gives is not None and found.uses}
-            letters = {letter for found in statements for letter in found.variables}
-            # what is used before it is derived in the same step comes from an earlier one only if it is used first
-            self.uses: set[_Key] = {number for number in numbers if number not in derived} | letters
-            self.uses |= _used_first(statements)
-        else:
-            self.gives = set(numbers)
-            self.uses = set()
+        self.gives: set[_Key] = set(numbers)
+        self.uses: Counter[_Key] = Counter()
+        if not self.derives:
+            return
+        self.gives = {letter for found in statements for letter in found.variables}
+        self.gives |= {found.gives for found in statements if found.gives is not None}
+        self.uses = _used(statements)
+        derived = {found.gives for found in statements if found.uses}
+        self.uses |= Counter(number for number in numbers if number not in derived)
 
 
 def compress(steps: Sequence[Step], answer: str, level: Granularity) -> tuple[Step, ...]:
@@ -70,12 +71,20 @@ def compress(steps: Sequence[Step], answer: str, level: Granularity) -> tuple[St
 
 
 def _sources(flows: Sequence[_Flow]) -> list[set[int]]:
-    """Of each step, the latest steps before it that produced what it uses."""
+    """Of each step, the steps before it that produced what it uses."""
+    producers: dict[_Key, list[int]] = {}  # that no use has taken
     latest: dict[_Key, int] = {}
     sources = []
     for at, flow in enumerate(flows):
-        sources.append({latest[key] for key in flow.uses if key in latest})
-        latest.update(dict.fromkeys(flow.gives, at))
+        found = set()
+        for key, count in flow.uses.items():
+            for _ in range(count if key in latest else 0):
+                free = producers[key]
+                found.add(free.pop() if free else latest[key])
+        sources.append(found)
+        for key in flow.gives:
+            producers.setdefault(key, []).append(at)
+            latest[key] = at
     return sources
 
 
@@ -92,23 +101,29 @@ def _producer_of_answer(steps: Sequence[Step], flows: Sequence[_Flow], answer: s
     return next((i for i in range(len(steps) - 1, -1, -1) if wanted in steps[i].text.casefold()), None)
 
 
-def _given(statement: Statement) -> set[_Key]:
-    keys: set[_Key] = set(statement.variables)
-    if statement.gives is not None:
-        keys.add(statement.gives)
-    return keys
-
-
-def _used_first(statements: Sequence[Statement]) -> set[_Key]:
-    """Numbers that a statement uses before any in this step has derived them: the 5 of `5 + 0 = 5`."""
+def _used(statements: Sequence[Statement]) -> Counter[_Key]:
+    """What statements use before one of this step has derived it: the 5 of `5 + 0 = 5`, but not that of a chain."""
     derived: set[Fraction] = set()
-    used: set[_Key] = set()
+    used: Counter[_Key] = Counter()
     for found in statements:
-        used |= {number for number in found.uses if number not in derived}
+        used |= Counter(number for number in found.uses if number not in derived)
+        used |= Counter(found.variables)
         if found.gives is not None:
             derived.add(found.gives)
     return used
 
 
 def _numbers(text: str) -> set[Fraction]:
-    return {token.value for clause in clauses(text) for token in clause if token.kind == "number"}
+    """The numbers of a text, negative where a minus belongs to them."""
+    found = set()
+    for clause in clauses(text):
+        for i, token in enumerate(clause):
+            if token.kind != "number":
+                continue
+            minus = i > 0 and clause[i - 1].text == "-" and not token.spaced
+            before = clause[i - 2].kind if i > 1 else "operator"
+            negative = minus and (
+                before in ("operator", "open", "relation") or (before == "word" and clause[i - 1].spaced)
+            )
+            found.add(-token.value if negative else token.value)
+    return found

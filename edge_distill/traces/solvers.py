@@ -102,13 +102,13 @@ def _gcd(question: str, _: Mapping[str, Any]) -> Solution:
 
 
 def _euclid(first: int, second: int) -> list[str]:
-    """Euclid's algorithm: the last remainder but 0."""
+    """Euclid's algorithm: what is left of the larger number takes its place, until nothing is."""
     steps = []
     large, small = max(first, second), min(first, second)
     while small:
-        steps.append(f"{large} = {large // small} * {small} + {large % small}")
+        steps.append(f"{large} - {large // small} * {small} = {large % small}")
         large, small = small, large % small
-    return [*steps, f"gcd({first}, {second}) = {large}"]
+    return [*steps, f"gcd({first}, {second}) = gcd({large}, 0) = {large}"]
 
 
 def _gsm_symbolic(_: str, metadata: Mapping[str, Any]) -> Solution:

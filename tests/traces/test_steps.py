@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from importlib import import_module
 
 import pytest
 
 from edge_distill.traces.granularity import Granularity, compress
+from edge_distill.traces.solvers import solve
 from edge_distill.traces.steps import annotate, split_steps
 from edge_distill.traces.trace import Role, Step
 
@@ -52,6 +54,28 @@ def test_a_number_that_is_both_used_and_given() -> None:
     assert kept(
         ("10 - 7 = 3", "3 * 4 = 12, and 12 + 1 = 13", "12 = 12", "13 * 2 = 26"), "26", "critical"
     ) == [0, 1, 3]
+
+
+def test_negative_numbers_are_others_than_positive_ones() -> None:
+    texts = ("3 - 7 = -4", "2 + 2 = 4", "-4 - -9 = 5", "5 * 2 = 10")
+    assert kept(texts, "10", "critical") == [0, 2, 3]
+    assert kept(("2 - 10 = -8", "We owe -8, and 3 + -8 = -5."), "-5", "critical") == [0, 1]
+
+
+def test_a_number_that_two_steps_produced() -> None:
+    assert kept(("2 * 6 = 12", "3 * 4 = 12", "12 + 12 = 24"), "24", "critical") == [0, 1, 2]
+    assert kept(("2 * 6 = 12", "3 * 4 = 12", "12 + 1 = 13", "13 + 12 = 25"), "25", "critical") == [0, 1, 2, 3]
+    assert kept(("2 * 6 = 12", "12 + 12 = 24"), "24", "critical") == [0, 1]
+
+
+@pytest.mark.parametrize("task", ["chain_sum", "basic_arithmetic", "leg_counting", "simple_equations", "gcd"])
+def test_the_solvers_write_nothing_superfluous(task: str) -> None:
+    data = import_module("reasoning_gym").create_dataset(task, size=100, seed=5)
+    for entry in data:
+        if not entry["question"].endswith("0 = 0"):
+            solution = solve(task, entry["question"], {})
+            steps = annotate(solution.reasoning)
+            assert compress(steps, solution.answer, "critical") == steps, solution
 
 
 def test_letters_carry_the_flow() -> None:
