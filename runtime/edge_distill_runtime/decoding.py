@@ -230,7 +230,7 @@ class Decoding:
         if reader.kind == "reasoning":
             if control.must_close(self.tokens, reader.reasoning_tokens, reader.tail()):
                 self._append(self._closing())
-        elif before == "reasoning" and control.too_short(reader.reasoning_tokens):
+        elif before == "reasoning" and self._is_hasty():
             self._reopen()
         elif before == "reasoning" and self._constraint is not None:
             if not reader.tail().endswith("\n"):
@@ -243,7 +243,7 @@ class Decoding:
         control = self._control
         if control is None or self.reader.kind != "reasoning":
             return False
-        if control.too_short(self.reader.reasoning_tokens):
+        if self._is_hasty():
             self._append(self._language.encode(_CONTINUE))
             return True
         if control.budget is not None or self._constraint is not None:
@@ -284,10 +284,16 @@ class Decoding:
 
     def _read_tokens(self) -> None:
         while self._read < len(self.tokens):
-            token = self.tokens[self._read]
+            token, before = self.tokens[self._read], self.reader.kind
             self._read += 1
             for piece in self.reader.feed(token):
-                self._events.append(self._event(piece))
+                if piece.kind == "answer" and before == "reasoning" and self._is_hasty():
+                    self.reader.retract(piece)  # the reasoning is about to go on
+                else:
+                    self._events.append(self._event(piece))
+
+    def _is_hasty(self) -> bool:
+        return self._control is not None and self._control.too_short(self.reader.reasoning_tokens)
 
     def _event(self, piece: Piece, finish_reason: FinishReason | None = None) -> Event:
         seconds = self.seconds if self.is_finished else time.perf_counter() - self.started

@@ -263,7 +263,8 @@ class Engine:
         while self._queue:
             job = self._queue[0]
             cells = len(job.prompt) + (self._cells(job, job.waiting[0]) if job.waiting else 0)
-            if self._running and not (self._batching and self._has_room(cells, sequences=2)):
+            sequences = 1 if len(job.waiting) == 1 and not job.stays_open else 2
+            if self._running and not (self._batching and self._has_room(cells, sequences=sequences)):
                 return
             job.cells = cells
             self._running.append(self._queue.popleft())
@@ -274,7 +275,7 @@ class Engine:
 
     def _has_room(self, cells: int, *, sequences: int) -> bool:
         used = sum(job.cells for job in self._running)
-        slots = sum(len(job.active) + 1 for job in self._running)
+        slots = sum(len(job.active) + (not job.begun or job.root is not None) for job in self._running)
         backend = self._backend
         return used + cells <= backend.cache_tokens and slots + sequences <= backend.max_sequences
 

@@ -83,6 +83,11 @@ class TextReader:
         held, self._held = self._held, ""
         return pieces + self._count([Piece("answer", held)] if held else [])
 
+    def retract(self, piece: Piece) -> None:
+        """Take the last piece of its kind back, which nobody has seen."""
+        self._given[piece.kind].pop()
+        self._given_length -= len(piece.text)
+
     def restart(self, tokens: Iterable[int]) -> None:
         """Go back to a state in which only `tokens` were read; what was given out is not given again."""
         self._start()

@@ -33,7 +33,7 @@ class Reasoning:
     """The answer that most samples agree on."""
 
     answer: str
-    """As normalized for the vote, e.g. `7/2`; empty when no sample gave one. With verification, the revised one."""
+    """As the first sample that gave it wrote it; empty when none gave one. With verification, the revised one."""
     confidence: float
     """The leading answer's share of all votes, those without an answer included."""
     votes: dict[str, float]

@@ -15,6 +15,11 @@ from edge_distill_runtime.errors import InputError
 __all__ = ["Sampler", "SamplingOptions", "log_probabilities", "probabilities", "top_ids"]
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
+Weights = np.ndarray[Any, np.dtype[Any]]
+
+_STRETCH = 256
+_COLDEST = 1e-6  # of temperatures
+_BELOW = 0.999  # of a threshold: what float32 rounds must not be lost
 
 
 @dataclass(frozen=True)
@@ -57,17 +62,21 @@ class Sampler:
         """A token id for logits float32 [vocab], which are not changed."""
         if self._seen is not None:
             logits = self._penalized(logits)
-        if self._random is None:
-            token = int(logits.argmax())
-        else:
-            ids, weights = probabilities(logits, self._options)
-            # inverse of the cumulative distribution: one random number a token
-            cumulative = np.cumsum(weights)
-            index = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
-            token = int(ids[min(index, len(ids) - 1)])
+        token = int(logits.argmax()) if self._random is None else self._draw(logits, self._random)
         if self._seen is not None:
             self._seen.add(token)
         return token
+
+    def _draw(self, logits: Floats, random: np.random.Generator) -> int:
+        options = self._options
+        if options.top_k == 0 and options.top_p == 1 and options.min_p == 0:
+            # all tokens, in no need of an order: first a stretch of the vocabulary, then a token of it
+            weights = _exponentials(logits, options.temperature)
+            stretch, rest = _find(np.add.reduceat(weights, range(0, len(weights), _STRETCH)), random.random())
+            start = stretch * _STRETCH
+            return start + _find(weights[start : start + _STRETCH], rest)[0]
+        ids, shares = probabilities(logits, options)
+        return int(ids[_find(shares, random.random())[0]])
 
     def _penalized(self, logits: Floats) -> Floats:
         """As in CTRL (Keskar et al. 2019), over the prompt and what was drawn so far."""
@@ -79,30 +88,52 @@ class Sampler:
         return logits
 
 
-def probabilities(
-    logits: Floats, options: SamplingOptions
-) -> tuple[Ids, np.ndarray[Any, np.dtype[np.float64]]]:
+def probabilities(logits: Floats, options: SamplingOptions) -> tuple[Ids, Weights]:
     """Token ids that survive the filters, likeliest first, and their probabilities (float64, sum 1).
 
     The filters apply in the order top_k, temperature, top_p, min_p; at least one token survives.
     """
     ids = _largest(logits, options.top_k)
-    scaled = logits[ids].astype(np.float64) / max(options.temperature, 1e-6)
-    weights = np.exp(scaled - scaled.max())
-    weights /= weights.sum()
+    largest, temperature = float(logits.max()), max(options.temperature, _COLDEST)
+    weights = _exponentials(logits[ids] if options.top_k else logits, options.temperature)
     # Sorting the vocabulary would take longer than the model: first drop what no filter can keep. Tokens below
     # (1 - top_p) / vocab weigh less than 1 - top_p together, so the likeliest ones reach top_p without them.
-    floor = max((1 - options.top_p) / len(weights), options.min_p * float(weights.max()))
+    total = float(weights.sum(dtype=np.float64))
+    floor = max((1 - options.top_p) / len(weights) * total, options.min_p)
     if floor > 0:
-        ids, weights = ids[weights >= floor], weights[weights >= floor]
+        kept = np.flatnonzero(weights >= np.float32(floor * _BELOW))
+        ids, weights = ids[kept], weights[kept]
+    exact: Weights = np.exp((logits[ids].astype(np.float64) - largest) / temperature) / total
     # ties in the order of token ids, so that the result does not depend on the partition
-    order = np.lexsort((ids, -weights))
-    ids, weights = ids[order], weights[order]
+    order = np.lexsort((ids, -exact))
+    ids, exact = ids[order], exact[order]
+    keep = len(ids)
     if options.top_p < 1:
         # the smallest set whose probability reaches top_p
-        keep = int(np.searchsorted(np.cumsum(weights), options.top_p)) + 1
-        ids, weights = ids[:keep], weights[:keep]
-    return ids, weights / weights.sum()
+        keep = int(np.searchsorted(np.cumsum(exact), options.top_p)) + 1
+    if options.min_p > 0:
+        keep = min(keep, int((exact >= options.min_p * exact[0]).sum()))
+    ids, exact = ids[:keep], exact[:keep]
+    return ids, exact / exact.sum()
+
+
+def _exponentials(logits: Floats, temperature: float) -> Floats:
+    """exp((logits - max) / temperature): the largest is 1. float32, which takes a tenth of the time of float64."""
+    result: Floats = np.exp((logits - logits.max()) * np.float32(1 / max(temperature, _COLDEST)))
+    return result
+
+
+def _find(weights: Weights, share: float) -> tuple[int, float]:
+    """Where `share` of the sum of `weights` is reached (inverse of the cumulative distribution).
+
+    Also how much of that weight it takes, from 0 to 1: as random as `share` was.
+    """
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    target = share * cumulative[-1]
+    index = min(int(np.searchsorted(cumulative, target, side="right")), len(cumulative) - 1)
+    weight = float(weights[index])
+    taken = (target - float(cumulative[index])) / weight + 1 if weight > 0 else 0.0
+    return index, min(max(taken, 0.0), 1.0)
 
 
 def log_probabilities(logits: Floats, tokens: Iterable[int]) -> list[float]:

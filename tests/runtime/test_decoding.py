@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ from edge_distill_runtime import InputError, Model
 from edge_distill_runtime.answer_format import AnswerFormat
 from edge_distill_runtime.chat import ReasoningMarkers
 from edge_distill_runtime.decoding import Decoding, Language
+from edge_distill_runtime.detokenizer import Detokenizer
 from edge_distill_runtime.manifest import ReasoningLengths, SamplingDefaults
 from edge_distill_runtime.options import GenerationOptions, resolve
 from tests.runtime.bundles import CHAT
-from tests.runtime.test_reader import DETOKENIZER
+from tests.runtime.test_reader import DETOKENIZER, Bytes
 
 MARKERS = ReasoningMarkers("<think>", "</think>")
 END = 256  # the stop token; all others are bytes
@@ -113,6 +115,25 @@ def test_minimum_makes_it_go_on(model: Model) -> None:
     decoding = speak(model.manifest, say(script), min_thinking=20)
     assert result(decoding) == ("Four.\nWait,So five it is.", "5", "stop")
     assert decoding.tokens == list(b"Four.\nWait,So five it is.</think>5")
+
+
+def test_minimum_when_a_token_holds_the_marker_and_more(model: Model) -> None:
+    """What stands behind the marker is taken back with it, and was never shown."""
+    words = {1: "Four. <", 2: "/think>5", 3: " No.", 4: " Five it is, I am sure.", 5: "</think>", 6: "5"}
+
+    class Words(Bytes):
+        def id_to_token(self, token: int) -> str:
+            return words.get(token, f"<0x{token:02X}>")
+
+    detokenizer = Detokenizer(Words(), json.loads('{"decoder": {"type": "ByteFallback"}}'))
+    language = Language(detokenizer, lambda text: list(text.encode()), frozenset([END]), MARKERS)
+    settings = resolve({"min_thinking": 12}, replace(model.manifest, reasoning=MARKERS))
+    decoding = Decoding(language, settings, [1], inside=True, room=1000)
+    for token in (1, 2, 3, 4, 5, 6, END):
+        logits = np.zeros(257, np.float32)
+        logits[token] = 9.0
+        decoding.next(logits)
+    assert result(decoding) == ("Four. \nWait, No. Five it is, I am sure.", "5", "stop")
 
 
 def test_a_stop_token_before_the_minimum(model: Model) -> None:

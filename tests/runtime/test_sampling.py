@@ -122,3 +122,16 @@ def test_top_k_beyond_the_near_logits() -> None:
         range(7)
     )
     assert top_ids(logits[::-1].copy(), 4) == [49, 48, 47, 46]
+
+
+def test_draws_from_a_large_vocabulary_have_their_frequencies() -> None:
+    """More tokens than one stretch holds; the weight lies in a few tokens of several stretches."""
+    logits = np.full(1000, -20.0, np.float32)
+    likely = {3: 0.5, 255: 0.1, 256: 0.15, 511: 0.05, 999: 0.2}
+    for token, probability in likely.items():
+        logits[token] = np.log(probability)
+    sampler = Sampler(SamplingOptions(temperature=1.0, seed=3))
+    counts = Counter(sampler.sample(logits) for _ in range(8000))
+    for token, probability in likely.items():
+        # four standard deviations
+        assert abs(counts[token] / 8000 - probability) < 4 * (probability * (1 - probability) / 8000) ** 0.5
