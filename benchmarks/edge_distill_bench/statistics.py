@@ -12,6 +12,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from edge_distill_runtime.errors import InputError
 
@@ -170,8 +171,8 @@ def equivalence(pairs: Pairs, margin: float, *, alpha: float = 0.05) -> Equivale
 
 
 def median_ratio(
-    first: Sequence[float],
-    second: Sequence[float],
+    first: ArrayLike,
+    second: ArrayLike,
     *,
     confidence: float = 0.95,
     resamples: int = 10_000,
