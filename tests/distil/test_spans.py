@@ -173,6 +173,15 @@ def test_steps_by_hand() -> None:
     assert batch["weights"][0, start - 1 : start + 8].tolist() == [1, 2, 2, 2, 1, -0.5, -0.5, -0.5, 1]
 
 
+def test_a_space_that_the_offsets_trim_is_not_of_the_step() -> None:
+    """Llama 3's post-processor trims offsets, so that a lone space looks as if it were behind itself."""
+    trace = Trace(PROBLEM, "1 x+4", "5")
+    steps = (Step("x+4", "structure", "verified"),)
+    example, tokenizer = example_of("llama3", Solution(trace, steps=steps))
+    (span,) = example.steps
+    assert tokenizer.convert_ids_to_tokens(example.tokens[span.start - 1 : span.stop]) == list("Ġx+4")
+
+
 def test_repeated_steps_are_found_one_after_the_other() -> None:
     trace = Trace(PROBLEM, "1 + 1 = 2. 1 + 1 = 2.", "2")
     steps = (Step("1 + 1 = 2.", "structure", "verified"),) * 2
