@@ -50,6 +50,11 @@ VERBS = {
     "run": Verb("edge_distill.run:run", "Ask a bundle a question and stream the answer", "export"),
     "serve": Verb("edge_distill.serve:serve", "Serve a bundle over OpenAI's HTTP interface", "serve"),
     "demo": Verb("edge_distill.demo:demo", "Export, verify and ask a real model; print one table", "export"),
+    "init-student": Verb(
+        "edge_distill.distil.init_student:init_student",
+        "Make the student that distillation trains: the teacher itself, one cut from it, or a fresh one",
+        "export",
+    ),
     "env": Verb("edge_distill.env:env", "Print versions, CPU and memory for a bug report", ""),
 }
 
