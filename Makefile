@@ -5,7 +5,7 @@ STAMP := .venv/.setup-done
 # Two workers; see tests/conftest.py for how they share the cores.
 WORKERS ?= 2
 
-.PHONY: setup demo test check bench
+.PHONY: setup demo test check bench fuzz
 
 setup: $(STAMP)
 
@@ -33,3 +33,8 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks/suites --benchmark-only
+
+# Damaged model files against the runtime: make fuzz SECONDS=3600 [SEED=7] [FIRST=number] [GROUPS="gguf onnx"]
+SECONDS ?= 600
+fuzz: setup
+	$(BIN)/python -W ignore -m tests.runtime.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) --first $(or $(FIRST),0) $(GROUPS)

@@ -223,8 +223,9 @@ def check_draft(tokens: SequenceOf[int], backend: Backend) -> Integers:
 def check_finite(logits: Floats) -> None:
     """`BackendError` when the logits hold NaN or infinity; one pass, as max() hands NaN on."""
     if not math.isfinite(logits.max()):
+        wrong = logits.size - int(np.isfinite(logits).sum())
         raise BackendError(
             "bad-logits",
-            "the model computed NaN or infinity",
+            f"the model computed NaN or infinity for {wrong} of {logits.size} logits",
             "its weights are damaged: verify or export it again",
         )

@@ -59,9 +59,12 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text in which special tokens are already written out."""
     try:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    except (UnicodeError, TypeError) as exc:  # lone surrogates
+    except (UnicodeError, TypeError) as exc:
+        at = next((at for at, character in enumerate(text) if "\ud800" <= character <= "\udfff"), -1)
         raise InputError(
-            "bad-text", "the text holds lone surrogates, which are no characters", "clean it"
+            "bad-text",
+            f"the text holds lone surrogates, which are no characters, the first at position {at}",
+            "clean it",
         ) from exc
     return ids
 

@@ -83,13 +83,17 @@ def _check_regular(path: Path, status: os.stat_result, allow_links: bool) -> Non
 
 def read_bounded(path: Path, limit: int, *, allow_links: bool = False) -> bytes:
     """Read a whole regular file of at most `limit` bytes."""
+    parts, size = [], 0
     with open_regular(path, allow_links=allow_links) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
+        # in pieces: read(n) takes memory for n bytes, however few there are
+        while size <= limit and (part := file.read(min(_CHUNK, limit + 1 - size))):
+            parts.append(part)
+            size += len(part)
+    if size > limit:
         raise BundleError(
             "file-too-large", f"{path} is larger than {limit} bytes", "it is not what it says it is"
         )
-    return data
+    return b"".join(parts)
 
 
 def sha256_of(path: Path) -> tuple[int, str]:

@@ -82,7 +82,8 @@ def find_genai_folder(folder: Path) -> Found:
     file_name = _text(decoder, "filename")
     files = _regular_files(folder, check_relative_path(file_name))
     document = _read_json(folder / "tokenizer.json", _MOST_TOKENIZER)
-    added = {str(token.get("content")): token.get("id") for token in _objects(document.get("added_tokens"))}
+    tokens = _objects(document.get("added_tokens"))
+    added = {str(token.get("content")): token["id"] for token in tokens if type(token.get("id")) is int}
     template, special_tokens = _read_template(folder, files)
     name = plain_name(folder.resolve().name, "model")
     chat, notes = chat_of(template, special_tokens, name)

@@ -209,6 +209,8 @@ def _check_swa(metadata: dict[str, Any], prefix: str, layers: int) -> None:
         len(pattern) != layers or not all(type(item) is bool for item in pattern)
     ):
         raise ValueError(f"sliding_window_pattern must hold {layers} booleans")
+    if pattern == 1 or (isinstance(pattern, list) and not any(pattern)):  # which libllama asserts
+        raise ValueError("sliding_window_pattern leaves no layer with a sliding window")
 
 
 def _check_vocabulary(metadata: dict[str, Any]) -> None:

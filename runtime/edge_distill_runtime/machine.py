@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["memory_limit", "usable_cpus"]
+__all__ = ["address_space_left", "memory_limit", "usable_cpus"]
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
@@ -30,6 +30,14 @@ def memory_limit(root: Path = _CGROUP_ROOT) -> int | None:
     for folder in _cgroup_folders(root / "memory"):
         limits.append(_read_integer(folder / "memory.limit_in_bytes"))
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def address_space_left() -> int | None:
+    """Bytes that RLIMIT_AS still lets this process map, beside what it has mapped; None without a limit."""
+    limit, pages = _rlimit_as(), _read_text(Path("/proc/self/statm")).split()
+    if limit is None or not pages:
+        return limit
+    return max(0, limit - int(pages[0]) * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _cpu_quota(root: Path) -> float | None:

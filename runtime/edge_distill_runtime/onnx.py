@@ -32,6 +32,7 @@ from edge_distill_runtime.backend import (
     most_sequences,
 )
 from edge_distill_runtime.errors import BackendError, BundleError, InputError, MissingExtra, ResourceError
+from edge_distill_runtime.mapped_files import own_mapped_files
 from edge_distill_runtime.memory import tokens_that_fit
 from edge_distill_runtime.onnx_cache import KeyValueCache
 
@@ -114,6 +115,7 @@ class OnnxBackend:
                 "load-failed", f"ONNX Runtime cannot load {path}: {_first_line(exc)}", "export it again"
             ) from exc
         _leave_to_parent(self._session)
+        own_mapped_files(Path(path).parent)  # ONNX Runtime maps the weights that it does not rearrange
         self.context_length = context
         self._read_signature(path, head_dim)
         self._chunk = max(16, min(512, _LOGITS_BYTES // (4 * self.vocab_size)))

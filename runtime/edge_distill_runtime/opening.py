@@ -11,7 +11,7 @@ from edge_distill_runtime.backend import Backend
 from edge_distill_runtime.detokenizer import Detokenizer, load_tokenizer
 from edge_distill_runtime.errors import BundleError, InputError, ResourceError
 from edge_distill_runtime.found import Found, Texts, combine_hashes
-from edge_distill_runtime.machine import memory_limit, usable_cpus
+from edge_distill_runtime.machine import address_space_left, memory_limit, usable_cpus
 from edge_distill_runtime.manifest import MANIFEST_NAME, Manifest, read_manifest, verify_files
 from edge_distill_runtime.memory import cache_bytes, needed_memory
 
@@ -47,7 +47,20 @@ def open_model(
 
     Without `context`, a bundle opens with all that it was made for, anything else with at most 4,096 tokens.
     """
-    found = _find(Path(path), isolate)
+    try:
+        return _open(Path(path), context, threads, backend_options or {}, isolate)
+    except MemoryError as exc:
+        raise ResourceError(
+            "memory",
+            f"memory ran out while {path} was opened, {(address_space_left() or 0) >> 20} MiB are left",
+            "raise the limit of this process, or load a smaller model",
+        ) from exc
+
+
+def _open(
+    path: Path, context: int | None, threads: int | None, options: Mapping[str, Any], isolate: bool
+) -> Opened:
+    found = _find(path, isolate)
     manifest = found.manifest
     context = found.default_context if context is None else context
     if not 1 <= context <= manifest.context_length:
@@ -58,7 +71,7 @@ def open_model(
         )
     if threads is not None and not 1 <= threads <= 1024:
         raise InputError("bad-threads", f"{threads} threads were asked for", "ask for 1 to 1024")
-    cache_tokens = _cache_tokens(backend_options or {}, context)
+    cache_tokens = _cache_tokens(options, context)
     memory = _check_memory(found, context, cache_tokens or context)
     texts = found.read_texts()
     backend = _open_backend(
@@ -159,8 +172,9 @@ def _check_memory(found: Found, context: int, cache_tokens: int) -> int:
         tokenizer_bytes=found.tokenizer_bytes,
         vocab_size=manifest.vocab_size,
     )
-    limit = memory_limit()
-    if limit is not None and need > limit:
+    # libllama does not survive an allocation that fails
+    limits = [limit for limit in (memory_limit(), address_space_left()) if limit is not None]
+    if limits and need > (limit := min(limits)):
         raise ResourceError(
             "memory",
             f"{manifest.name} with a context of {context} needs {need >> 20} MiB, "
