@@ -92,6 +92,7 @@ def load(
         batching=batching,
         cache=PromptCache(opened.model_hash, format=opened.manifest.format, directory=directory),
         notes=opened.notes,
+        model_hash=opened.model_hash,
     )
 
 
@@ -108,6 +109,7 @@ class Model:
         batching: bool = True,
         cache: PromptCache | None = None,
         notes: tuple[str, ...] = (),
+        model_hash: str = "",
     ) -> None:
         self.manifest = manifest
         self.backend = backend
@@ -115,6 +117,8 @@ class Model:
         """A `tokenizers.Tokenizer`."""
         self.detokenizer = detokenizer
         self.chat = manifest.chat
+        self.model_hash = model_hash
+        """SHA-256 of the model's files, in lower-case hexadecimal."""
         self.notes = notes
         """What a person should know of a model that came without a manifest."""
         self.engine = Engine(backend, batching=batching, cache=cache)
