@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import types
@@ -143,8 +144,11 @@ def parse_manifest(data: bytes, where: str = MANIFEST_NAME) -> Manifest:
         if isinstance(value, dict) and value.get("schema_version") != SCHEMA_VERSION:
             found = str(value.get("schema_version"))[:20]
             raise ValueError(f"schema_version is {found}, this runtime reads {SCHEMA_VERSION}")
+        seal = value.pop("seal", None) if isinstance(value, dict) else None
         manifest = _decode(Manifest, value, "manifest")
         _check(manifest)
+        if seal is not None and seal != _seal(value):  # one written by hand has none
+            raise ValueError("it was changed after it was written; if on purpose, remove its seal")
     except (ValueError, RecursionError) as exc:  # includes JSON and UTF-8 errors
         reason = "nested too deeply" if isinstance(exc, RecursionError) else str(exc)
         raise BundleError(
@@ -155,7 +159,9 @@ def parse_manifest(data: bytes, where: str = MANIFEST_NAME) -> Manifest:
 
 def manifest_to_json(manifest: Manifest) -> bytes:
     """UTF-8 JSON of a manifest; reads it back, so that no bundle is written that could not be opened."""
-    text = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    value = dataclasses.asdict(manifest)
+    value["seal"] = _seal(value)
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     data = text.encode("utf-8")
     if len(data) > _MAX_BYTES:
         raise BundleError(
@@ -194,6 +200,12 @@ def verify_files(
             raise BundleError(
                 "wrong-hash", f"{entry.path} does not match its SHA-256", "copy or export the bundle again"
             )
+
+
+def _seal(value: dict[str, Any]) -> str:
+    """SHA-256 of everything else, however it is spaced and ordered; it finds damage, not forgery."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check(manifest: Manifest) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Event", "Generation", "Model", "load"]
 
+_CHARACTERS = 16  # of text with more for each token than this, all is tokenized
+
 Prompt = str | SequenceOf[Mapping[str, str]]
 
 
@@ -163,6 +165,12 @@ class Model:
             tokens.insert(0, bos)
         return tokens
 
+    def _refuse_far_too_long(self, text: str) -> None:
+        """By its beginning: a megabyte takes seconds to tokenize."""
+        most = _CHARACTERS * self.backend.context_length
+        if len(text) > most:  # a token may be cut in two at its end
+            check_room(len(encode(self.tokenizer, text[:most])[:-64]), 1, self.backend.context_length)
+
     def _encode_fragment(self, text: str) -> list[int]:
         """Token ids of text in the middle of a sequence: SentencePiece would put a space before it."""
         before, whole = encode(self.tokenizer, "\n"), encode(self.tokenizer, "\n" + text)
@@ -232,6 +240,7 @@ class Model:
             raise InputError("bad-samples", f"{n} samples were asked for", f"ask for 1 to {most}")
         text, raw = self._prompt_text(prompt, settings.raw)
         text, inside = self._steer(text, settings)
+        self._refuse_far_too_long(text)
         tokens = self._tokenize(text, raw)
         if not tokens:
             raise InputError("empty-prompt", "the prompt is empty", "give at least one character")

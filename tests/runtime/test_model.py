@@ -62,7 +62,8 @@ def test_stream_equals_generate(model: Model) -> None:
     whole = model.generate(QUESTION, **options)
     events = list(model.stream(QUESTION, **options))
     assert whole.tokens == model.generate(QUESTION, **options).tokens
-    assert "".join(event.text for event in events) == whole.reasoning + whole.answer
+    for kind, text in (("reasoning", whole.reasoning), ("answer", whole.answer)):
+        assert "".join(event.text for event in events if event.kind == kind) == text
     assert events[-1].finish_reason == whole.finish_reason == "length"
     assert events[-1].tokens == len(whole.tokens) == 60
     assert all(event.finish_reason is None for event in events[:-1])
