@@ -20,6 +20,7 @@ import numpy as np
 from edge_distill_runtime.backend import Backend, Floats, Sequence
 from edge_distill_runtime.errors import BundleError, EdgeDistillError, ResourceError
 from edge_distill_runtime.framing import DONE, OPERATIONS, Channel, FramingError, Message, encode_error
+from edge_distill_runtime.huge_pages import in_huge_pages
 
 __all__ = ["main"]
 
@@ -128,10 +129,12 @@ def _open(
             from edge_distill_runtime.llama import LlamaBackend
 
             validate_gguf(path, allow_links=True)  # whether links are allowed was the app's to decide
-            return LlamaBackend(path, **options)
+            with in_huge_pages():
+                return LlamaBackend(path, **options)
         from edge_distill_runtime.onnx import OnnxBackend
 
-        return OnnxBackend(path, head_dim=head_dim, **options)
+        with in_huge_pages():
+            return OnnxBackend(path, head_dim=head_dim, **options)
     except MemoryError:
         problem = "it has no memory left"
     except BundleError as error:

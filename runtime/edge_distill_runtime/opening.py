@@ -11,6 +11,7 @@ from edge_distill_runtime.backend import Backend
 from edge_distill_runtime.detokenizer import Detokenizer, load_tokenizer
 from edge_distill_runtime.errors import BundleError, InputError, ResourceError
 from edge_distill_runtime.found import Found, Texts, combine_hashes
+from edge_distill_runtime.huge_pages import in_huge_pages
 from edge_distill_runtime.machine import address_space_left, memory_limit, usable_cpus
 from edge_distill_runtime.manifest import MANIFEST_NAME, Manifest, read_manifest, verify_files
 from edge_distill_runtime.memory import cache_bytes, needed_memory
@@ -201,12 +202,13 @@ def _open_backend(
             cache_tokens=cache_tokens,
             memory_bytes=isolated_memory + found.model_bytes,
         )
-    if manifest.format == "gguf":
-        from edge_distill_runtime.llama import LlamaBackend
+    with in_huge_pages():
+        if manifest.format == "gguf":
+            from edge_distill_runtime.llama import LlamaBackend
 
-        return LlamaBackend(path, context=context, threads=threads, cache_tokens=cache_tokens)
-    from edge_distill_runtime.onnx import OnnxBackend
+            return LlamaBackend(path, context=context, threads=threads, cache_tokens=cache_tokens)
+        from edge_distill_runtime.onnx import OnnxBackend
 
-    return OnnxBackend(
-        path, context=context, threads=threads, head_dim=manifest.kv.head_dim, cache_tokens=cache_tokens
-    )
+        return OnnxBackend(
+            path, context=context, threads=threads, head_dim=manifest.kv.head_dim, cache_tokens=cache_tokens
+        )
