@@ -60,7 +60,7 @@ class Environment:
 
 def env() -> Environment:
     """Print versions, CPU features, usable CPUs and memory, for bug reports and beside published numbers."""
-    from edge_distill_runtime.machine import memory_limit, usable_cpus
+    from edge_distill_runtime.engines.machine import memory_limit, usable_cpus
 
     model, features = read_cpuinfo()
     return Environment(

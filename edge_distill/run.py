@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from edge_distill_runtime import Model
-    from edge_distill_runtime.options import GenerationOptions
+    from edge_distill_runtime.generation.options import GenerationOptions
 
 __all__ = ["Answer", "Conversation", "VotedAnswer", "run", "speak"]
 

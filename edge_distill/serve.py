@@ -152,7 +152,7 @@ def _bind(family: int, address: Any) -> Iterator[socket.socket]:
 
 def _load(bundle: Path, context: int | None, threads: int | None, parallel: int) -> Model:
     from edge_distill_runtime import load
-    from edge_distill_runtime.manifest import MANIFEST_NAME, read_manifest
+    from edge_distill_runtime.bundles.manifest import MANIFEST_NAME, read_manifest
 
     if context is None:
         if bundle.exists() and not (bundle / MANIFEST_NAME).exists():

@@ -9,8 +9,6 @@ seen in calibration. The problems are GSM-symbolic's (Apache-2.0, as reasoning-g
 import json
 from pathlib import Path
 
-import reasoning_gym
-
 SUFFIX = " Give the result as your final answer. Do not include units."
 SIZES = {"calibration": 128, "heldout": 32}
 
@@ -37,6 +35,8 @@ def trace_of(item: dict) -> dict:
 
 
 def main() -> None:
+    import reasoning_gym
+
     items = list(reasoning_gym.create_dataset("gsm_symbolic", size=600, seed=20))
     templates = sorted({template_of(item) for item in items})
     split = {template: ("heldout" if i % 4 == 0 else "calibration") for i, template in enumerate(templates)}

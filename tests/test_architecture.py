@@ -72,7 +72,11 @@ def test_wheels_agree() -> None:
     assert toolchain["version"] == runtime["version"]
     assert f"## {toolchain['version']}" in (ROOT / "CHANGELOG.md").read_text()
     assert (ROOT / "LICENSE").read_bytes() == (ROOT / "runtime" / "LICENSE").read_bytes()
-    assert sorted(Requirement(text).name for text in runtime["dependencies"]) == ["jinja2", "numpy", "tokenizers"]
+    assert sorted(Requirement(text).name for text in runtime["dependencies"]) == [
+        "jinja2",
+        "numpy",
+        "tokenizers",
+    ]
 
 
 def test_every_requirement_is_pinned_inside_its_range() -> None:

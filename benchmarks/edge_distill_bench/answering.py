@@ -15,10 +15,10 @@ from typing import Any, Unpack
 from edge_distill_bench.grading import Grade, Verdict, grade
 from edge_distill_bench.tasks import Problem
 from edge_distill_runtime import Generation, InputError, Model, ResourceError
-from edge_distill_runtime.answers import parse_answer
-from edge_distill_runtime.files import open_regular
-from edge_distill_runtime.manifest import Manifest
-from edge_distill_runtime.options import GenerationOptions
+from edge_distill_runtime.bundles.files import open_regular
+from edge_distill_runtime.bundles.manifest import Manifest
+from edge_distill_runtime.generation.options import GenerationOptions
+from edge_distill_runtime.reasoning.answers import parse_answer
 
 __all__ = ["Row", "answer_items", "read_rows"]
 

@@ -33,7 +33,7 @@ from edge_distill_bench.measure import (
 )
 from edge_distill_bench.prompts import TRACE
 from edge_distill_runtime import BackendError, InputError, MissingExtra, Model, load
-from edge_distill_runtime.llama import library
+from edge_distill_runtime.engines.llama import library
 
 __all__ = ["DecodeResult", "compare_decoding", "main"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge_distill_bench.math_process import NoVerdict, is_equal
-from edge_distill_runtime.answers import UNPARSED, Answer, extract_answer, normalize_answer
 from edge_distill_runtime.errors import InputError
+from edge_distill_runtime.reasoning.answers import UNPARSED, Answer, extract_answer, normalize_answer
 
 __all__ = ["Grade", "Verdict", "grade"]
 

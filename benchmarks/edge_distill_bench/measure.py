@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from edge_distill_runtime import EdgeDistillError, InputError, Model
-from edge_distill_runtime.machine import usable_cpus
+from edge_distill_runtime.engines.machine import usable_cpus
 
 __all__ = [
     "Result",

@@ -18,8 +18,8 @@ from typing import Any
 
 from edge_distill_bench.measure import check_counts, command_line, print_table, report
 from edge_distill_runtime import BackendError
-from edge_distill_runtime.manifest import read_manifest
-from edge_distill_runtime.memory import cache_bytes, needed_memory
+from edge_distill_runtime.bundles.manifest import read_manifest
+from edge_distill_runtime.engines.memory import cache_bytes, needed_memory
 
 __all__ = ["MemoryResult", "compare_memory", "main"]
 

@@ -28,8 +28,8 @@ from edge_distill_bench.measure import (
 )
 from edge_distill_bench.prompts import EXAMPLES
 from edge_distill_runtime import InputError, Model
-from edge_distill_runtime.opening import Opened, open_model
-from edge_distill_runtime.prompt_cache import PromptCache
+from edge_distill_runtime.bundles.opening import Opened, open_model
+from edge_distill_runtime.generation.prompt_cache import PromptCache
 
 __all__ = ["PromptCacheResult", "compare_prompt_cache", "main"]
 

@@ -27,7 +27,7 @@ from edge_distill_bench.measure import (
 )
 from edge_distill_bench.prompts import COPYING, ORDINARY
 from edge_distill_runtime import Generation, Model, load
-from edge_distill_runtime.sampling import log_probabilities
+from edge_distill_runtime.generation.sampling import log_probabilities
 
 __all__ = ["PromptLookupResult", "compare_prompt_lookup", "main"]
 

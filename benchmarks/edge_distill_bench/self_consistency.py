@@ -32,7 +32,7 @@ from edge_distill_bench.measure import (
 )
 from edge_distill_bench.prompts import PROBLEM
 from edge_distill_runtime import InputError, Model, load
-from edge_distill_runtime.llama import library
+from edge_distill_runtime.engines.llama import library
 
 __all__ = ["SelfConsistencyResult", "compare_self_consistency", "main"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import parse_qsl
 
-from edge_distill_runtime.answers import normalize_answer
+from edge_distill_runtime.bundles.files import open_regular
 from edge_distill_runtime.errors import InputError, MissingExtra
-from edge_distill_runtime.files import open_regular
+from edge_distill_runtime.reasoning.answers import normalize_answer
 
 __all__ = ["BadLine", "Problem", "Split", "load_problems", "split_of"]
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from edge_distill_runtime import load
-from edge_distill_runtime.backend import Backend
-from edge_distill_runtime.gguf_check import validate_gguf
-from edge_distill_runtime.llama import LlamaBackend
-from edge_distill_runtime.machine import usable_cpus
+from edge_distill_runtime.bundles.gguf_check import validate_gguf
+from edge_distill_runtime.engines.backend import Backend
+from edge_distill_runtime.engines.llama import LlamaBackend
+from edge_distill_runtime.engines.machine import usable_cpus
 
 PROMPT = [100 + 7 * index for index in range(200)]
 

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_distill_runtime.bundles.files import check_relative_path, read_bounded, sha256_of
 from edge_distill_runtime.errors import BundleError, InputError
-from edge_distill_runtime.files import check_relative_path, read_bounded, sha256_of
 
 if TYPE_CHECKING:
     import torch

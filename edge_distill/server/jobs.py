@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from edge_distill.server.request import ChatRequest, RequestError
-from edge_distill_runtime.answer_format import AnswerFormat
+from edge_distill_runtime.generation.answer_format import AnswerFormat
 
 if TYPE_CHECKING:
     from edge_distill_runtime import Event, Model

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edge_distill_runtime.options import GenerationOptions
+    from edge_distill_runtime.generation.options import GenerationOptions
 
 __all__ = ["ChatRequest", "RequestError", "parse_body", "parse_request"]
 

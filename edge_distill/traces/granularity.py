@@ -15,7 +15,7 @@ from typing import Literal
 from edge_distill.traces.checker import Statement, find_statements
 from edge_distill.traces.statement_tokens import clauses
 from edge_distill.traces.trace import Step
-from edge_distill_runtime.answers import normalize_answer
+from edge_distill_runtime.reasoning.answers import normalize_answer
 
 __all__ = ["Granularity", "compress"]
 

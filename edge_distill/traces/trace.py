@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from edge_distill_runtime.answers import extract_answer
 from edge_distill_runtime.errors import InputError
+from edge_distill_runtime.reasoning.answers import extract_answer
 
 __all__ = [
     "Role",
@@ -171,7 +171,7 @@ def scan_traces(path: Path) -> Iterator[tuple[int, Trace | InputError]]:
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
     """Numbers and contents of the lines that are not empty; one that is too long is cut to `MAX_LINE + 1` bytes."""
-    from edge_distill_runtime.files import open_regular
+    from edge_distill_runtime.bundles.files import open_regular
 
     with open_regular(path, allow_links=True) as file:
         number = 0

@@ -18,11 +18,17 @@ from edge_distill_export.chat_template import chat_segments, reasoning_markers
 from edge_distill_export.families import head_dim
 from edge_distill_export.grid import QuantizedTensor
 from edge_distill_export.targets import Target
-from edge_distill_runtime.chat import ChatSegments
-from edge_distill_runtime.detokenizer import encode, load_tokenizer
+from edge_distill_runtime.bundles.manifest import (
+    KVLayout,
+    Manifest,
+    Precision,
+    ReasoningLengths,
+    SamplingDefaults,
+)
+from edge_distill_runtime.engines.machine import usable_cpus
 from edge_distill_runtime.errors import InputError, ParityError
-from edge_distill_runtime.machine import usable_cpus
-from edge_distill_runtime.manifest import KVLayout, Manifest, Precision, ReasoningLengths, SamplingDefaults
+from edge_distill_runtime.text.chat import ChatSegments
+from edge_distill_runtime.text.detokenizer import encode, load_tokenizer
 
 if TYPE_CHECKING:
     from edge_distill_export.checkpoint import Checkpoint
@@ -173,7 +179,7 @@ def kv_layout(source: Source, target: Target) -> KVLayout:
 def tensor_summary(directory: Path) -> tuple[int, dict[str, int]]:
     """Bytes of tensor data in a bundle's model, and how many tensors have which type."""
     if (directory / "model.gguf").exists():
-        from edge_distill_runtime.gguf_header import read_gguf_header
+        from edge_distill_runtime.bundles.gguf_header import read_gguf_header
 
         header = read_gguf_header(directory / "model.gguf")
         return sum(tensor.size for tensor in header.tensors), header.tensor_types

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from edge_distill_runtime.bundles.files import sha256_of
+from edge_distill_runtime.bundles.manifest import MANIFEST_NAME, FileEntry, Manifest, manifest_to_json
 from edge_distill_runtime.errors import InputError, ResourceError
-from edge_distill_runtime.files import sha256_of
-from edge_distill_runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, manifest_to_json
 
 _STAGING = ".staging-"
 _RENAME_EXCHANGE = 2  # linux/fs.h: swap two paths in one step

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_distill_export.progress import stage
-from edge_distill_runtime.chat import ChatSegments, ReasoningMarkers, ReasoningParser, render
 from edge_distill_runtime.errors import InputError
+from edge_distill_runtime.text.chat import ChatSegments, ReasoningMarkers, ReasoningParser, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from edge_distill_runtime.backend import Backend
+    from edge_distill_runtime.engines.backend import Backend
 
 _MAX_LINE = 1 << 20
 _MAX_TRACES = 100_000
@@ -93,7 +93,7 @@ def read_traces(path: Path) -> list[Trace]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers and lines, empty ones left out; bounded in length and number."""
-    from edge_distill_runtime.files import open_regular
+    from edge_distill_runtime.bundles.files import open_regular
 
     with open_regular(path, allow_links=True) as file:
         for number in range(1, _MAX_TRACES + 1):
@@ -229,7 +229,7 @@ def own_traces(
 
     The backend must hold `OWN_BATCH` sequences of `context` tokens.
     """
-    from edge_distill_runtime.sampling import Sampler, SamplingOptions
+    from edge_distill_runtime.generation.sampling import Sampler, SamplingOptions
 
     texts = []
     with stage("Writing calibration traces", len(prompts)) as advance:

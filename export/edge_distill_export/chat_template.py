@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edge_distill_runtime.chat import ChatSegments, ReasoningMarkers
-from edge_distill_runtime.chat_template import PROBES, check_segments, derive_segments, find_markers
+from edge_distill_runtime.text.chat import ChatSegments, ReasoningMarkers
+from edge_distill_runtime.text.chat_template import PROBES, check_segments, derive_segments, find_markers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

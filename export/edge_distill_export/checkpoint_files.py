@@ -11,8 +11,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from edge_distill_runtime.bundles.files import open_regular, read_bounded
 from edge_distill_runtime.errors import BundleError, InputError
-from edge_distill_runtime.files import open_regular, read_bounded
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -166,7 +166,7 @@ def check_adapter(directory: Path) -> dict[str, Any]:
 
 def check_gguf(path: Path) -> None:
     """Validate a GGUF file before a library reads it (gguf 0.19.0's reader hangs on hostile headers)."""
-    from edge_distill_runtime.gguf_check import validate_gguf
+    from edge_distill_runtime.bundles.gguf_check import validate_gguf
 
     with open_regular(path, allow_links=True) as file:
         check_content(path, file.read(len(_LFS)))

@@ -28,9 +28,9 @@ from edge_distill_export.calibration import (
 )
 from edge_distill_export.families import embedding_names, linear_names
 from edge_distill_export.grid import quantize_rtn
+from edge_distill_runtime.bundles.manifest import ReasoningLengths
+from edge_distill_runtime.engines.machine import usable_cpus
 from edge_distill_runtime.errors import InputError
-from edge_distill_runtime.machine import usable_cpus
-from edge_distill_runtime.manifest import ReasoningLengths
 
 _FEWEST_TRACES = 20  # for quantiles
 SOLVED_TRACES = 64
@@ -96,7 +96,7 @@ def _thinned(texts: Sequence[Text]) -> tuple[Text, ...]:
 
 def _written_by_student(source: Source, problems: Sequence[Trace], out: Path) -> list[Text]:
     """Sample the student's solutions of the built-in problems from an 8-bit GGUF of it."""
-    from edge_distill_runtime.llama import LlamaBackend
+    from edge_distill_runtime.engines.llama import LlamaBackend
 
     checkpoint = source.checkpoint
     prompts = [

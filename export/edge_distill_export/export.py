@@ -40,8 +40,8 @@ from edge_distill_export.plan import Plan, plan
 from edge_distill_export.progress import stage
 from edge_distill_export.targets import Target, parse_targets
 from edge_distill_runtime import load
+from edge_distill_runtime.bundles.manifest import Manifest
 from edge_distill_runtime.errors import InputError, ParityError
-from edge_distill_runtime.manifest import Manifest
 
 if TYPE_CHECKING:
     from rich.console import Console

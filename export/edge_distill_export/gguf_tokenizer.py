@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_distill_export.gguf_tokens import compare_tokenizers
+from edge_distill_runtime.bundles.gguf_header import read_gguf_header
 from edge_distill_runtime.errors import InputError
-from edge_distill_runtime.gguf_header import read_gguf_header
-from edge_distill_runtime.gguf_tokenizer import adds_bos, build_tokenizer, token_texts
+from edge_distill_runtime.text.gguf_tokenizer import adds_bos, build_tokenizer, token_texts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_distill_export.hostile_strings import HOSTILE_STRINGS
+from edge_distill_runtime.engines.llama import library
 from edge_distill_runtime.errors import BackendError
-from edge_distill_runtime.llama import library
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from edge_distill_export.checkpoint_files import check_content
+from edge_distill_runtime.bundles.files import open_regular
+from edge_distill_runtime.bundles.gguf_check import kv_layout
+from edge_distill_runtime.bundles.gguf_header import GGUFHeader, read_gguf_header
+from edge_distill_runtime.bundles.manifest import MANIFEST_NAME, Manifest, read_manifest
 from edge_distill_runtime.errors import BundleError, InputError
-from edge_distill_runtime.files import open_regular
-from edge_distill_runtime.gguf_check import kv_layout
-from edge_distill_runtime.gguf_header import GGUFHeader, read_gguf_header
-from edge_distill_runtime.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 if TYPE_CHECKING:
     from rich.console import Console

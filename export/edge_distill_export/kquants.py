@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edge_distill_runtime.engines.llama import library
 from edge_distill_runtime.errors import BackendError, InputError
-from edge_distill_runtime.llama import library
 
 KQuant = Literal["q4_k_m", "q5_k_m", "q6_k"]
 

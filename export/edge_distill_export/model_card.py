@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edge_distill_runtime.manifest import Manifest
+from edge_distill_runtime.bundles.manifest import Manifest
 
 
 def write_card(manifest: Manifest, size: int, directory: Path) -> None:

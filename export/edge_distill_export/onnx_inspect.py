@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_distill_runtime.bundles.files import read_bounded
 from edge_distill_runtime.errors import BundleError
-from edge_distill_runtime.files import read_bounded
 
 _MAX_GRAPH = 256 << 20
 _SMALL_BITS = {"int4": 4, "uint4": 4, "float4e2m1": 4, "int2": 2, "uint2": 2}  # several in a byte

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from edge_distill_runtime.backend import Backend, Sequence
+    from edge_distill_runtime.engines.backend import Backend, Sequence
 
 
 @dataclass(frozen=True)

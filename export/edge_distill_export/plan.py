@@ -14,9 +14,9 @@ from edge_distill_export.families import family_of
 from edge_distill_export.kquants import Fallback
 from edge_distill_export.sizes import model_size
 from edge_distill_export.targets import TARGETS, Target, parse_targets
+from edge_distill_runtime.engines.machine import memory_limit
+from edge_distill_runtime.engines.memory import cache_bytes, needed_memory
 from edge_distill_runtime.errors import EdgeDistillError, InputError
-from edge_distill_runtime.machine import memory_limit
-from edge_distill_runtime.memory import cache_bytes, needed_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,7 +104,7 @@ def plan(
     """Predict file size, KV cache, peak memory and fallbacks of every target, without loading weights.
 
     Peak memory is of a fresh process with this runtime that fills the context; see
-    `edge_distill_runtime.memory` for the formula.
+    `edge_distill_runtime.engines.memory` for the formula.
     """
     targets = parse_targets(to) if to else tuple(TARGETS.values())
     memory = memory_limit() if ram is None else parse_size(ram)

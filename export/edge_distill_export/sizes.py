@@ -16,8 +16,8 @@ from edge_distill_export.kquants import Fallback, predict_fallbacks, predict_typ
 from edge_distill_export.onnx_graph import builder_config
 from edge_distill_export.onnx_views import rotary_tables
 from edge_distill_export.targets import Target
+from edge_distill_runtime.bundles.gguf_header import GGML_TYPES
 from edge_distill_runtime.errors import InputError
-from edge_distill_runtime.gguf_header import GGML_TYPES
 
 _TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 _ALIGNMENT = 32  # GGUF's default for tensor data

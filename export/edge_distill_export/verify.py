@@ -17,8 +17,8 @@ from edge_distill_export.parity import Parity, References
 from edge_distill_export.progress import stage
 from edge_distill_export.targets import TARGETS
 from edge_distill_runtime import Model, load
+from edge_distill_runtime.bundles.manifest import Manifest
 from edge_distill_runtime.errors import BundleError, InputError, ParityError
-from edge_distill_runtime.manifest import Manifest
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -17,11 +17,11 @@ from edge_distill_runtime.errors import (
 )
 
 if TYPE_CHECKING:
-    from edge_distill_runtime.answer_format import AnswerFormat
-    from edge_distill_runtime.calculator import calculate
-    from edge_distill_runtime.decoding import Event
+    from edge_distill_runtime.generation.answer_format import AnswerFormat
+    from edge_distill_runtime.generation.decoding import Event
     from edge_distill_runtime.model import Generation, Model, load
-    from edge_distill_runtime.reason import Reasoning
+    from edge_distill_runtime.reasoning.calculator import calculate
+    from edge_distill_runtime.reasoning.reason import Reasoning
 
 __version__ = "0.1.0"
 
@@ -48,12 +48,12 @@ __all__ = [
 
 # numpy and tokenizers are loaded with the first use, not with the package
 _LAZY = {
-    "AnswerFormat": "answer_format",
-    "Event": "decoding",
+    "AnswerFormat": "generation.answer_format",
+    "Event": "generation.decoding",
     "Generation": "model",
     "Model": "model",
-    "Reasoning": "reason",
-    "calculate": "calculator",
+    "Reasoning": "reasoning.reason",
+    "calculate": "reasoning.calculator",
     "load": "model",
 }
 

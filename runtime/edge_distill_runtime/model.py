@@ -11,20 +11,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
-from edge_distill_runtime.backend import Backend, check_room
-from edge_distill_runtime.chat import render
-from edge_distill_runtime.decoding import Decoding, Event, FinishReason, Language, TokenLogprob
-from edge_distill_runtime.detokenizer import Detokenizer, encode
-from edge_distill_runtime.engine import Engine, Job
+from edge_distill_runtime.bundles.manifest import Manifest
+from edge_distill_runtime.bundles.opening import open_model
+from edge_distill_runtime.engines.backend import Backend, check_room
 from edge_distill_runtime.errors import InputError
-from edge_distill_runtime.manifest import Manifest
-from edge_distill_runtime.opening import open_model
-from edge_distill_runtime.options import GenerationOptions, Settings, resolve
-from edge_distill_runtime.prompt_cache import PromptCache, default_directory
+from edge_distill_runtime.generation.decoding import Decoding, Event, FinishReason, Language, TokenLogprob
+from edge_distill_runtime.generation.engine import Engine, Job
+from edge_distill_runtime.generation.options import GenerationOptions, Settings, resolve
+from edge_distill_runtime.generation.prompt_cache import PromptCache, default_directory
+from edge_distill_runtime.text.chat import render
+from edge_distill_runtime.text.detokenizer import Detokenizer, encode
 
 if TYPE_CHECKING:
-    from edge_distill_runtime.constraint import Constraint, ConstraintCompiler
-    from edge_distill_runtime.reason import Reasoning
+    from edge_distill_runtime.generation.constraint import Constraint, ConstraintCompiler
+    from edge_distill_runtime.reasoning.reason import Reasoning
 
 __all__ = ["Event", "Generation", "Model", "load"]
 
@@ -268,7 +268,7 @@ class Model:
 
     @cached_property
     def _compiler(self) -> ConstraintCompiler:
-        from edge_distill_runtime.constraint import ConstraintCompiler
+        from edge_distill_runtime.generation.constraint import ConstraintCompiler
 
         markers = self.manifest.reasoning
         marks = [self._encode_fragment(text) for text in (markers.open, markers.close)] if markers else []
@@ -290,8 +290,8 @@ class Model:
         tools: SequenceOf[Callable[..., Any]] = (),
         **options: Unpack[GenerationOptions],
     ) -> Reasoning:
-        """Solve a problem by self-consistency; see `edge_distill_runtime.reason`."""
-        from edge_distill_runtime.reason import reason
+        """Solve a problem by self-consistency; see `edge_distill_runtime.reasoning.reason`."""
+        from edge_distill_runtime.reasoning.reason import reason
 
         return reason(
             self, problem, samples=samples, stop_when=stop_when, verify=verify, tools=tools, options=options

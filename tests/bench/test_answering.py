@@ -13,7 +13,7 @@ import pytest
 from edge_distill_bench.answering import Row, answer_items, read_rows
 from edge_distill_bench.tasks import Problem
 from edge_distill_runtime import InputError, Model
-from edge_distill_runtime.answers import parse_answer
+from edge_distill_runtime.reasoning.answers import parse_answer
 
 PROBLEMS = [
     Problem(f"p{number}", "sums", f"Anna has {number} apples and buys {number + 2}.", str(2 * number + 2))

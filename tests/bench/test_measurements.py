@@ -18,7 +18,7 @@ from edge_distill_bench import (
     self_consistency,
 )
 from edge_distill_runtime import InputError, Model
-from edge_distill_runtime.llama import library
+from edge_distill_runtime.engines.llama import library
 
 
 @pytest.fixture(params=["gguf", "onnx"])

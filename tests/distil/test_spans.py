@@ -19,8 +19,8 @@ from edge_distill.distil.spans import (
 )
 from edge_distill_export.calibration import Style, Trace, render_trace
 from edge_distill_export.chat_template import chat_segments
-from edge_distill_runtime.chat import ChatSegments, ReasoningMarkers
 from edge_distill_runtime.errors import InputError
+from edge_distill_runtime.text.chat import ChatSegments, ReasoningMarkers
 from tests.random_tokenizers import BYTE_LEVEL_TOKENIZERS, CHAT_TEMPLATE, SPM_TOKENIZERS, random_tokenizer
 
 KINDS = (*BYTE_LEVEL_TOKENIZERS, *SPM_TOKENIZERS)

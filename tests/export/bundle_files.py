@@ -13,7 +13,7 @@ from edge_distill_export.checkpoint import Checkpoint
 from edge_distill_export.families import linear_names
 from edge_distill_export.grid import quantize_rtn
 from edge_distill_export.targets import TARGETS
-from edge_distill_runtime.manifest import Manifest, read_manifest
+from edge_distill_runtime.bundles.manifest import Manifest, read_manifest
 
 
 def write_bundle(

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from edge_distill_export.checkpoint import Checkpoint
 from edge_distill_export.families import linear_names
 from edge_distill_export.grid import QuantizedTensor, quantize_rtn
-from edge_distill_runtime.gguf_header import GGUFHeader, read_gguf_header
-from edge_distill_runtime.llama import LlamaBackend
+from edge_distill_runtime.bundles.gguf_header import GGUFHeader, read_gguf_header
+from edge_distill_runtime.engines.llama import LlamaBackend
 from tests.numerics import kl_divergence
 from tests.random_models import CONTEXT_LENGTH, Variant, random_checkpoint
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from edge_distill_export import export
-from edge_distill_runtime.manifest import read_manifest, verify_files
+from edge_distill_runtime.bundles.manifest import read_manifest, verify_files
 
 TARGETS = ["gguf:q4_0", "onnx:int4"]
 

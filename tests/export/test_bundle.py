@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from edge_distill_export.bundle import check_destination, publish, seal, staged
+from edge_distill_runtime.bundles.manifest import KVLayout, Manifest, Precision, read_manifest, verify_files
 from edge_distill_runtime.errors import InputError, ResourceError
-from edge_distill_runtime.manifest import KVLayout, Manifest, Precision, read_manifest, verify_files
 
 MANIFEST = Manifest(
     name="student-q4_0",

@@ -20,8 +20,8 @@ from edge_distill_export.calibration import (
 )
 from edge_distill_export.chat_template import chat_segments
 from edge_distill_export.collect import MAX_TOKENS, _save, _thinned
-from edge_distill_runtime.chat import ReasoningMarkers
 from edge_distill_runtime.errors import InputError
+from edge_distill_runtime.text.chat import ReasoningMarkers
 from tests.random_tokenizers import CHAT_TEMPLATE, random_tokenizer
 
 USER = {"role": "user", "content": "What is 2 + 2?"}

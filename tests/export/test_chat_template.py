@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edge_distill_export.chat_template import PROBES, chat_segments, check_chat, reasoning_markers
-from edge_distill_runtime.chat import render
 from edge_distill_runtime.errors import BundleError, InputError
+from edge_distill_runtime.text.chat import render
 from tests.random_tokenizers import random_tokenizer
 
 CHATML = (

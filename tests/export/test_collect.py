@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edge_distill_export.calibration import Text
 from edge_distill_export.collect import Calibration
-from edge_distill_runtime.manifest import ReasoningLengths
+from edge_distill_runtime.bundles.manifest import ReasoningLengths
 
 
 def texts(lengths: list[int]) -> tuple[Text, ...]:

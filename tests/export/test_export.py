@@ -18,9 +18,9 @@ from edge_distill_export.blocks import unpack_q4_0, unpack_q8_0
 from edge_distill_export.export import ExportResult
 from edge_distill_export.onnx_packing import unpack_blocks
 from edge_distill_runtime import load
+from edge_distill_runtime.bundles.gguf_header import read_gguf_header
+from edge_distill_runtime.bundles.manifest import read_manifest, verify_files
 from edge_distill_runtime.errors import InputError, ParityError, ResourceError
-from edge_distill_runtime.gguf_header import read_gguf_header
-from edge_distill_runtime.manifest import read_manifest, verify_files
 from tests.random_models import Variant, save_checkpoint, variant_named
 
 # The package's attribute of this name is the function.

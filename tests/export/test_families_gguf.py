@@ -10,8 +10,8 @@ import torch
 from edge_distill_export.families import FAMILIES, family_of, linear_names
 from edge_distill_export.gguf_vocab import compare_tokenizers
 from edge_distill_export.gguf_writer import FloatType, tensor_shapes, write_gguf
+from edge_distill_runtime.bundles.gguf_check import validate_gguf
 from edge_distill_runtime.errors import InputError
-from edge_distill_runtime.gguf_check import validate_gguf
 from tests.export.gguf_files import (
     assert_close,
     checkpoint_of,

@@ -17,8 +17,8 @@ from rich.console import Console
 from edge_distill import cli
 from edge_distill_export import inspect
 from edge_distill_export.inspect import Inspection, TypeTotal, printable
+from edge_distill_runtime.bundles.manifest import MANIFEST_NAME, read_manifest
 from edge_distill_runtime.errors import BundleError, EdgeDistillError, InputError
-from edge_distill_runtime.manifest import MANIFEST_NAME, read_manifest
 from tests.export.bundle_files import source_of, write_bundle
 from tests.export.gguf_files import checkpoint_of
 from tests.random_models import variant_named

@@ -12,7 +12,7 @@ from edge_distill_export.calibration import Text
 from edge_distill_export.checkpoint import load_checkpoint
 from edge_distill_export.parity import _Forced
 from edge_distill_runtime import load
-from edge_distill_runtime.backend import Backend
+from edge_distill_runtime.engines.backend import Backend
 from tests.export.bundle_files import source_of, write_bundle
 from tests.random_models import save_checkpoint, variant_named
 

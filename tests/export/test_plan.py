@@ -19,8 +19,8 @@ from edge_distill_export.artifact import tensor_summary
 from edge_distill_export.checkpoint import load_checkpoint
 from edge_distill_export.plan import Plan, PlannedTarget, parse_size
 from edge_distill_export.targets import TARGETS
+from edge_distill_runtime.engines.memory import cache_bytes, needed_memory
 from edge_distill_runtime.errors import InputError
-from edge_distill_runtime.memory import cache_bytes, needed_memory
 from tests.export.bundle_files import source_of, write_bundle
 from tests.random_models import WIDE, Variant, save_checkpoint, variant_named
 

@@ -18,9 +18,9 @@ from edge_distill_export import verify
 from edge_distill_export.calibration import builtin_traces, render_traces
 from edge_distill_export.checkpoint import load_checkpoint
 from edge_distill_export.verify import Verification
+from edge_distill_runtime.bundles.gguf_header import read_gguf_header
+from edge_distill_runtime.bundles.manifest import MANIFEST_NAME, read_manifest
 from edge_distill_runtime.errors import BackendError, BundleError, EdgeDistillError, InputError, ParityError
-from edge_distill_runtime.gguf_header import read_gguf_header
-from edge_distill_runtime.manifest import MANIFEST_NAME, read_manifest
 from tests.export.bundle_files import reseal, source_of, write_bundle
 from tests.random_models import save_checkpoint, variant_named
 

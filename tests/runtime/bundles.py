@@ -9,8 +9,7 @@ from typing import Any, Literal
 from edge_distill_export.checkpoint import Checkpoint
 from edge_distill_export.gguf_writer import write_gguf
 from edge_distill_export.onnx_graph import write_onnx
-from edge_distill_runtime.chat import ChatSegments, ReasoningMarkers
-from edge_distill_runtime.manifest import (
+from edge_distill_runtime.bundles.manifest import (
     MANIFEST_NAME,
     FileEntry,
     KVLayout,
@@ -18,6 +17,7 @@ from edge_distill_runtime.manifest import (
     Precision,
     manifest_to_json,
 )
+from edge_distill_runtime.text.chat import ChatSegments, ReasoningMarkers
 from tests.random_models import CONTEXT_LENGTH, VOCAB_SIZE
 
 CHAT = ChatSegments(

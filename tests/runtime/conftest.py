@@ -9,7 +9,7 @@ import pytest
 
 from edge_distill_export.checkpoint import Checkpoint
 from edge_distill_runtime import Model, load
-from edge_distill_runtime.backend import Backend
+from edge_distill_runtime.engines.backend import Backend
 from tests.random_models import random_checkpoint, variant_named
 from tests.runtime.bundles import write_manifest, write_model
 

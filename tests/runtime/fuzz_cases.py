@@ -118,8 +118,8 @@ def _seal(manifest: Path, name: str, data: bytes) -> None:
 
 def write_sound_models(folder: Path) -> None:
     """A bundle of every variant and form above, some ten to hundred kilobytes each."""
-    from edge_distill_runtime.bare_gguf import find_gguf
-    from edge_distill_runtime.genai_folder import find_genai_folder
+    from edge_distill_runtime.bundles.bare_gguf import find_gguf
+    from edge_distill_runtime.bundles.genai_folder import find_genai_folder
     from tests.runtime.bundles import write_manifest
 
     logging.getLogger("gguf.gguf_writer").setLevel(logging.WARNING)

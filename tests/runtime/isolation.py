@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from edge_distill_runtime.backend import Backend
-from edge_distill_runtime.isolated import IsolatedBackend
-from edge_distill_runtime.llama import LlamaBackend
-from edge_distill_runtime.manifest import KVLayout
-from edge_distill_runtime.onnx import OnnxBackend
+from edge_distill_runtime.bundles.manifest import KVLayout
+from edge_distill_runtime.engines.backend import Backend
+from edge_distill_runtime.engines.isolated import IsolatedBackend
+from edge_distill_runtime.engines.llama import LlamaBackend
+from edge_distill_runtime.engines.onnx import OnnxBackend
 from tests.random_models import CONTEXT_LENGTH
 
 Format = Literal["gguf", "onnx"]
@@ -47,7 +47,7 @@ def environment() -> dict[str, str]:
 
 _LIAR = """
 import mmap, os, socket, struct, sys
-from edge_distill_runtime.framing import *
+from edge_distill_runtime.engines.framing import *
 channel = Channel(socket.socket(fileno=int(sys.argv[1])))
 sizes = {"vocab_size": 8, "context_length": 64, "max_sequences": 4, "cache_tokens": 64}
 channel.receive(0)

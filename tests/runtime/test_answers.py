@@ -11,7 +11,7 @@ import sympy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_distill_runtime.answers import (
+from edge_distill_runtime.reasoning.answers import (
     UNPARSED,
     Extracted,
     extract_answer,

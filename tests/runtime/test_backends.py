@@ -15,9 +15,9 @@ import pytest
 
 from edge_distill_export.checkpoint import Checkpoint
 from edge_distill_runtime import BackendError, EdgeDistillError, InputError, Model, ResourceError, load
-from edge_distill_runtime.backend import Backend, Sequence
-from edge_distill_runtime.llama import LlamaBackend
-from edge_distill_runtime.onnx import OnnxBackend
+from edge_distill_runtime.engines.backend import Backend, Sequence
+from edge_distill_runtime.engines.llama import LlamaBackend
+from edge_distill_runtime.engines.onnx import OnnxBackend
 from tests.numerics import kl_divergence, reference_logits
 from tests.random_models import CONTEXT_LENGTH, VOCAB_SIZE, random_checkpoint, variant_named
 from tests.runtime.bundles import write_manifest, write_model
@@ -300,7 +300,7 @@ def test_more_cache_than_one_sequence_may_use(opened: Any, reference: np.ndarray
 def test_default_cache_is_what_fits_in_memory(bundles: dict[str, Path], monkeypatch: Any) -> None:
     path = bundles["onnx"] / "model.onnx"
     for fitting, expected in ((1000, 1000), (10, CONTEXT_LENGTH), (10**9, 64 * CONTEXT_LENGTH)):
-        monkeypatch.setattr("edge_distill_runtime.onnx.tokens_that_fit", lambda _, most=fitting: most)
+        monkeypatch.setattr("edge_distill_runtime.engines.onnx.tokens_that_fit", lambda _, most=fitting: most)
         backend = OnnxBackend(path, context=CONTEXT_LENGTH, threads=1, head_dim=32)
         assert backend.cache_tokens == expected
         backend.close()
@@ -510,7 +510,7 @@ def test_forked_child_gets_a_typed_error_and_exits(bundles: dict[str, Path], mod
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_onnxruntime_reports_to_nobody(bundles: dict[str, Path]) -> None:
     """Its telemetry, on by default, has a thread of its own."""
-    script = "import os, sys; from edge_distill_runtime.onnx import OnnxBackend\n"
+    script = "import os, sys; from edge_distill_runtime.engines.onnx import OnnxBackend\n"
     script += "OnnxBackend(sys.argv[1], context=256, threads=1, head_dim=32).prefill([5])\n"
     script += "assert len(os.listdir('/proc/self/task')) == 1"
     silent = ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS")  # each of them switches it off

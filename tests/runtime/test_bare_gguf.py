@@ -12,14 +12,15 @@ import pytest
 
 from edge_distill_export.checkpoint import Checkpoint
 from edge_distill_export.gguf_writer import write_gguf
-from edge_distill_runtime import Model, bare_gguf
-from edge_distill_runtime.bare_gguf import find_gguf
-from edge_distill_runtime.chat import ReasoningMarkers
-from edge_distill_runtime.detokenizer import encode
+from edge_distill_runtime import Model
+from edge_distill_runtime.bundles import bare_gguf
+from edge_distill_runtime.bundles.bare_gguf import find_gguf
+from edge_distill_runtime.bundles.gguf_check import validate_gguf
+from edge_distill_runtime.bundles.manifest import KVLayout, SamplingDefaults
+from edge_distill_runtime.bundles.opening import Opened, open_model
 from edge_distill_runtime.errors import BundleError, InputError
-from edge_distill_runtime.gguf_check import validate_gguf
-from edge_distill_runtime.manifest import KVLayout, SamplingDefaults
-from edge_distill_runtime.opening import Opened, open_model
+from edge_distill_runtime.text.chat import ReasoningMarkers
+from edge_distill_runtime.text.detokenizer import encode
 from tests.random_models import CONTEXT_LENGTH, VOCAB_SIZE, random_checkpoint, variant_named
 from tests.runtime.bundles import CHAT
 

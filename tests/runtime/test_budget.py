@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_distill_runtime.budget import ThinkingControl, repeats
+from edge_distill_runtime.generation.budget import ThinkingControl, repeats
 
 
 @pytest.mark.parametrize(

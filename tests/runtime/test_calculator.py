@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_distill_runtime import InputError
-from edge_distill_runtime.calculator import calculate
+from edge_distill_runtime.reasoning.calculator import calculate
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge_distill_export.checkpoint import Checkpoint
 from edge_distill_runtime import InputError
-from edge_distill_runtime.chat import ChatSegments, Piece, ReasoningMarkers, ReasoningParser, render
+from edge_distill_runtime.text.chat import ChatSegments, Piece, ReasoningMarkers, ReasoningParser, render
 from tests.runtime.bundles import CHAT
 
 MARKERS = ReasoningMarkers("<think>", "</think>")

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from edge_distill_runtime import chat_template
-from edge_distill_runtime.chat import ChatSegments, ReasoningMarkers, render
-from edge_distill_runtime.chat_template import check_segments, derive_segments, find_markers
 from edge_distill_runtime.errors import BundleError, InputError
+from edge_distill_runtime.text import chat_template
+from edge_distill_runtime.text.chat import ChatSegments, ReasoningMarkers, render
+from edge_distill_runtime.text.chat_template import check_segments, derive_segments, find_markers
 
 CHATML = (
     "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from edge_distill_runtime.child import ChildFailed, ask_child
 from edge_distill_runtime.errors import BackendError
+from edge_distill_runtime.text.child import ChildFailed, ask_child
 
 MODULE = "tests.runtime.children"
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from edge_distill_runtime import InputError
-from edge_distill_runtime.constraint import AnswerFormat, Constraint, ConstraintCompiler
-from edge_distill_runtime.detokenizer import Detokenizer, encode
+from edge_distill_runtime.generation.constraint import AnswerFormat, Constraint, ConstraintCompiler
+from edge_distill_runtime.text.detokenizer import Detokenizer, encode
 from tests.random_tokenizers import random_tokenizer
 
 KINDS = ["smollm", "llama3", "llama2", "gemma"]  # byte-level BPE and SentencePiece with byte tokens
@@ -426,7 +426,7 @@ def test_without_llguidance() -> None:
     code = (
         "import sys; sys.modules['llguidance'] = None\n"
         "from edge_distill_runtime import MissingExtra\n"
-        "from edge_distill_runtime.constraint import AnswerFormat, ConstraintCompiler\n"
+        "from edge_distill_runtime.generation.constraint import AnswerFormat, ConstraintCompiler\n"
         "compiler = ConstraintCompiler(lambda t: b'a', lambda t: [], vocab_size=4, stop_ids=[0])\n"
         "try: compiler.compile(AnswerFormat.json_schema({'type': 'null'}))\n"
         "except MissingExtra as error: print(error.hint)"

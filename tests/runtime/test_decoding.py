@@ -15,12 +15,12 @@ import torch
 
 from edge_distill_export.checkpoint import Checkpoint
 from edge_distill_runtime import InputError, Model
-from edge_distill_runtime.answer_format import AnswerFormat
-from edge_distill_runtime.chat import ReasoningMarkers
-from edge_distill_runtime.decoding import Decoding, Language
-from edge_distill_runtime.detokenizer import Detokenizer
-from edge_distill_runtime.manifest import ReasoningLengths, SamplingDefaults
-from edge_distill_runtime.options import GenerationOptions, resolve
+from edge_distill_runtime.bundles.manifest import ReasoningLengths, SamplingDefaults
+from edge_distill_runtime.generation.answer_format import AnswerFormat
+from edge_distill_runtime.generation.decoding import Decoding, Language
+from edge_distill_runtime.generation.options import GenerationOptions, resolve
+from edge_distill_runtime.text.chat import ReasoningMarkers
+from edge_distill_runtime.text.detokenizer import Detokenizer
 from tests.runtime.bundles import CHAT
 from tests.runtime.test_reader import DETOKENIZER, Bytes
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_distill_runtime import BundleError
-from edge_distill_runtime.detokenizer import Detokenizer, encode
+from edge_distill_runtime.text.detokenizer import Detokenizer, encode
 from tests.random_tokenizers import BYTE_LEVEL_TOKENIZERS, SPM_TOKENIZERS, random_tokenizer
 
 KINDS = [*BYTE_LEVEL_TOKENIZERS, *SPM_TOKENIZERS]
@@ -126,7 +126,7 @@ def test_unknown_decoder() -> None:
 
 def test_tokenizer_file_with_truncation(tmp_path: Path) -> None:
     """A tokenizer.json may carry settings for training that would cut prompts."""
-    from edge_distill_runtime.detokenizer import load_tokenizer
+    from edge_distill_runtime.text.detokenizer import load_tokenizer
 
     tokenizer = random_tokenizer("smollm").backend_tokenizer
     tokenizer.enable_truncation(4)

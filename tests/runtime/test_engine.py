@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from edge_distill_runtime import BackendError, Busy, Model, ResourceError
-from edge_distill_runtime.backend import Backend
-from edge_distill_runtime.decoding import Decoding
-from edge_distill_runtime.engine import Engine
+from edge_distill_runtime.engines.backend import Backend
+from edge_distill_runtime.generation.decoding import Decoding
+from edge_distill_runtime.generation.engine import Engine
 from tests.random_models import CONTEXT_LENGTH
 
 PROMPTS = [f"Anna has {number} apples and eats {number // 2}. How many are left?" for number in range(2, 18)]

@@ -19,7 +19,7 @@ from edge_distill_runtime import (
     ParityError,
     ResourceError,
 )
-from edge_distill_runtime.framing import (
+from edge_distill_runtime.engines.framing import (
     DONE,
     ERROR,
     Channel,
@@ -28,7 +28,7 @@ from edge_distill_runtime.framing import (
     decode_error,
     encode_error,
 )
-from edge_distill_runtime.isolated import IsolatedBackend
+from edge_distill_runtime.engines.isolated import IsolatedBackend
 from tests.runtime.isolation import LAYOUTS, is_gone, liar
 
 
@@ -135,7 +135,7 @@ def test_errors_that_are_none(fields: dict[str, object]) -> None:
 
 
 def open_liar(monkeypatch: pytest.MonkeyPatch, code: str) -> IsolatedBackend:
-    monkeypatch.setattr("edge_distill_runtime.isolated.start_process", liar(code))
+    monkeypatch.setattr("edge_distill_runtime.engines.isolated.start_process", liar(code))
     return IsolatedBackend(
         Path("model"), format="gguf", context=64, threads=1, kv=LAYOUTS["gguf"], call_timeout=5
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from edge_distill_runtime import load
+from edge_distill_runtime.bundles.manifest import MANIFEST_NAME, read_manifest, verify_files
 from edge_distill_runtime.errors import BundleError, EdgeDistillError
-from edge_distill_runtime.manifest import MANIFEST_NAME, read_manifest, verify_files
 from tests.runtime.bundles import write_manifest
 
 SEED = 20262

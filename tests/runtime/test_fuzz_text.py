@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_distill_runtime.chat import ReasoningMarkers
-from edge_distill_runtime.detokenizer import Detokenizer, load_tokenizer
-from edge_distill_runtime.reader import TextReader
+from edge_distill_runtime.generation.reader import TextReader
+from edge_distill_runtime.text.chat import ReasoningMarkers
+from edge_distill_runtime.text.detokenizer import Detokenizer, load_tokenizer
 from tests.random_models import VOCAB_SIZE
 from tests.random_tokenizers import BYTE_LEVEL_TOKENIZERS, SPM_TOKENIZERS, random_tokenizer
 

@@ -14,11 +14,11 @@ import pytest
 
 from edge_distill_export.checkpoint import Checkpoint
 from edge_distill_runtime import Model
-from edge_distill_runtime.chat import ReasoningMarkers
+from edge_distill_runtime.bundles.genai_folder import CONFIG_NAME, find_genai_folder
+from edge_distill_runtime.bundles.manifest import MANIFEST_NAME, KVLayout, SamplingDefaults
+from edge_distill_runtime.bundles.opening import Opened, open_model
 from edge_distill_runtime.errors import BundleError
-from edge_distill_runtime.genai_folder import CONFIG_NAME, find_genai_folder
-from edge_distill_runtime.manifest import MANIFEST_NAME, KVLayout, SamplingDefaults
-from edge_distill_runtime.opening import Opened, open_model
+from edge_distill_runtime.text.chat import ReasoningMarkers
 from tests.random_models import CONTEXT_LENGTH, VOCAB_SIZE
 from tests.runtime.bundles import CHAT
 

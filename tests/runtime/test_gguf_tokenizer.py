@@ -12,11 +12,16 @@ from typing import Any
 import pytest
 
 from edge_distill_export.gguf_vocab import choose_vocabulary, write_vocabulary
-from edge_distill_runtime.detokenizer import Detokenizer, encode
+from edge_distill_runtime.bundles.gguf_header import read_gguf_header
 from edge_distill_runtime.errors import BackendError, InputError
-from edge_distill_runtime.gguf_header import read_gguf_header
-from edge_distill_runtime.gguf_tokenizer import adds_bos, build_tokenizer, gguf_detokenizer, prove_tokenizer
-from edge_distill_runtime.hostile_strings import HOSTILE_STRINGS
+from edge_distill_runtime.text.detokenizer import Detokenizer, encode
+from edge_distill_runtime.text.gguf_tokenizer import (
+    adds_bos,
+    build_tokenizer,
+    gguf_detokenizer,
+    prove_tokenizer,
+)
+from edge_distill_runtime.text.hostile_strings import HOSTILE_STRINGS
 from tests.random_tokenizers import BYTE_LEVEL_TOKENIZERS, SPM_TOKENIZERS, random_tokenizer
 
 KINDS = [*BYTE_LEVEL_TOKENIZERS, *SPM_TOKENIZERS]

@@ -14,8 +14,8 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 
 from edge_distill_runtime import BundleError, InputError
-from edge_distill_runtime.gguf_check import validate_gguf
-from edge_distill_runtime.llama import LlamaBackend
+from edge_distill_runtime.bundles.gguf_check import validate_gguf
+from edge_distill_runtime.engines.llama import LlamaBackend
 
 LIMIT = 2.0  # seconds for one file
 _EMBEDDING, _INNER, _VOCABULARY, _LAYERS = 32, 64, 24, 2

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_distill_runtime import huge_pages
-from edge_distill_runtime.huge_pages import _anonymous_memory, _new, in_huge_pages
+from edge_distill_runtime.engines import huge_pages
+from edge_distill_runtime.engines.huge_pages import _anonymous_memory, _new, in_huge_pages
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such pages")
 

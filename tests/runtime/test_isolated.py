@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from edge_distill_runtime import BackendCrashed, BackendError, BundleError, EdgeDistillError, ResourceError
-from edge_distill_runtime.backend import Backend, Sequence
-from edge_distill_runtime.isolated import IsolatedBackend
+from edge_distill_runtime.engines.backend import Backend, Sequence
+from edge_distill_runtime.engines.isolated import IsolatedBackend
 from tests.random_models import VOCAB_SIZE
 from tests.runtime.isolation import Format, environment, is_gone, open_here, open_isolated
 
@@ -374,8 +374,8 @@ def test_damaged_files_are_the_same_typed_errors(tmp_path: Path, bundles: dict[s
 
 ORPHAN = """
 import os, sys, time
-from edge_distill_runtime.isolated import IsolatedBackend
-from edge_distill_runtime.manifest import KVLayout
+from edge_distill_runtime.engines.isolated import IsolatedBackend
+from edge_distill_runtime.bundles.manifest import KVLayout
 backend = IsolatedBackend({path!r}, format="gguf", context=64, threads=1, kv=KVLayout(2, 2, 32, 2))
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge_distill_runtime.lookup import PromptLookup
+from edge_distill_runtime.generation.lookup import PromptLookup
 
 
 def test_proposes_what_followed_last_time() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_distill_runtime.machine import memory_limit, usable_cpus
+from edge_distill_runtime.engines.machine import memory_limit, usable_cpus
 
 CPUS = len(os.sched_getaffinity(0))
 
@@ -64,7 +64,7 @@ def run(code: str, **options: object) -> str:
 
 def test_affinity_is_obeyed() -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code += "from edge_distill_runtime.machine import usable_cpus; print(usable_cpus())"
+    code += "from edge_distill_runtime.engines.machine import usable_cpus; print(usable_cpus())"
     assert run(code) == "1"
 
 
@@ -72,5 +72,5 @@ def test_rlimit_is_obeyed() -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 
-    code = "from edge_distill_runtime.machine import memory_limit; print(memory_limit())"
+    code = "from edge_distill_runtime.engines.machine import memory_limit; print(memory_limit())"
     assert int(run(code, preexec_fn=limit)) <= 3 << 30

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_distill_runtime import BundleError, EdgeDistillError, InputError
-from edge_distill_runtime.files import check_relative_path, open_regular, read_bounded, sha256_of
-from edge_distill_runtime.manifest import (
+from edge_distill_runtime.bundles.files import check_relative_path, open_regular, read_bounded, sha256_of
+from edge_distill_runtime.bundles.manifest import (
     MANIFEST_NAME,
     Manifest,
     manifest_to_json,

@@ -13,8 +13,8 @@ import torch
 
 from edge_distill_export.checkpoint import Checkpoint
 from edge_distill_runtime import BundleError, Event, InputError, Model, ResourceError, load
-from edge_distill_runtime.chat import ReasoningMarkers
-from edge_distill_runtime.manifest import MANIFEST_NAME, KVLayout, SamplingDefaults
+from edge_distill_runtime.bundles.manifest import MANIFEST_NAME, KVLayout, SamplingDefaults
+from edge_distill_runtime.text.chat import ReasoningMarkers
 from tests.random_models import CONTEXT_LENGTH
 from tests.runtime.bundles import CHAT, write_manifest
 
@@ -207,7 +207,7 @@ def test_bad_load_options(copy: Path) -> None:
 
 
 def test_memory_that_does_not_suffice(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_distill_runtime.opening.memory_limit", lambda: 30 << 20)
+    monkeypatch.setattr("edge_distill_runtime.bundles.opening.memory_limit", lambda: 30 << 20)
     with pytest.raises(ResourceError, match=r"needs [5-9]\d MiB, this process may have 30 MiB"):
         load(copy)
 

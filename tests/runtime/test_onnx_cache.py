@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from edge_distill_runtime import ResourceError
-from edge_distill_runtime.memory import tokens_that_fit
-from edge_distill_runtime.onnx_cache import KeyValueCache
+from edge_distill_runtime.engines.memory import tokens_that_fit
+from edge_distill_runtime.engines.onnx_cache import KeyValueCache
 
 MIB = 1 << 20
 
@@ -91,9 +91,9 @@ def test_too_many_slots_are_a_typed_error() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="measured with /proc")
 def test_tokens_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     held = resident()
-    monkeypatch.setattr("edge_distill_runtime.memory.memory_limit", lambda: held + 100 * MIB)
+    monkeypatch.setattr("edge_distill_runtime.engines.memory.memory_limit", lambda: held + 100 * MIB)
     assert tokens_that_fit(MIB) == pytest.approx(100, abs=5)
-    monkeypatch.setattr("edge_distill_runtime.memory.memory_limit", lambda: 1 * MIB)
+    monkeypatch.setattr("edge_distill_runtime.engines.memory.memory_limit", lambda: 1 * MIB)
     assert tokens_that_fit(MIB) == 0
-    monkeypatch.setattr("edge_distill_runtime.memory.memory_limit", lambda: None)
+    monkeypatch.setattr("edge_distill_runtime.engines.memory.memory_limit", lambda: None)
     assert tokens_that_fit(MIB) is None

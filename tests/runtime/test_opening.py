@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from edge_distill_runtime import opening
+from edge_distill_runtime.bundles import opening
+from edge_distill_runtime.bundles.found import combine_hashes
+from edge_distill_runtime.bundles.opening import open_model
 from edge_distill_runtime.errors import InputError, ResourceError
-from edge_distill_runtime.found import combine_hashes
-from edge_distill_runtime.opening import open_model
 from tests.random_models import CONTEXT_LENGTH
 
 MODELS = ["gguf", "onnx", "gguf/model.gguf"]

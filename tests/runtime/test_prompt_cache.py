@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_distill_runtime import Model, ResourceError, prompt_cache
-from edge_distill_runtime.prompt_cache import PromptCache, default_directory
+from edge_distill_runtime import Model, ResourceError
+from edge_distill_runtime.generation import prompt_cache
+from edge_distill_runtime.generation.prompt_cache import PromptCache, default_directory
 
 MODEL = hashlib.sha256(b"a model").hexdigest()
 STATE = bytes(range(256)) * 4
@@ -307,7 +308,7 @@ def test_really_full_disk() -> None:
     script = """
 import resource, signal, sys
 from edge_distill_runtime import ResourceError
-from edge_distill_runtime.prompt_cache import PromptCache, default_directory
+from edge_distill_runtime.generation.prompt_cache import PromptCache, default_directory
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 cache = PromptCache("m", format="onnx", directory=default_directory())
 cache.store([1], bytes(100), disk=True)
@@ -337,7 +338,7 @@ def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from edge_distill_runtime.prompt_cache import PromptCache, default_directory
+from edge_distill_runtime.generation.prompt_cache import PromptCache, default_directory
 who = int(sys.argv[1])
 for round in range(30):
     cache = PromptCache("m", format="onnx", directory=default_directory(), disk_bytes=60_000)

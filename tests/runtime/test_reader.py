@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from edge_distill_runtime.chat import ReasoningMarkers
-from edge_distill_runtime.detokenizer import Detokenizer
-from edge_distill_runtime.reader import TextReader
+from edge_distill_runtime.generation.reader import TextReader
+from edge_distill_runtime.text.chat import ReasoningMarkers
+from edge_distill_runtime.text.detokenizer import Detokenizer
 
 MARKERS = ReasoningMarkers("<think>", "</think>")
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from edge_distill_runtime import AnswerFormat, InputError, Model
-from edge_distill_runtime.answers import parse_answer
-from edge_distill_runtime.decoding import TokenLogprob
+from edge_distill_runtime.generation.decoding import TokenLogprob
 from edge_distill_runtime.model import Generation
-from edge_distill_runtime.reason import _Poll
+from edge_distill_runtime.reasoning.answers import parse_answer
+from edge_distill_runtime.reasoning.reason import _Poll
 
 PROBLEM = "Anna has 7 apples and eats 3. How many are left?"
 

@@ -22,8 +22,8 @@ import torch
 
 from edge_distill_export.checkpoint import Checkpoint
 from edge_distill_runtime import BackendCrashed, BackendError, InputError, Model, load
+from edge_distill_runtime.engines.isolated import IsolatedBackend
 from edge_distill_runtime.errors import EdgeDistillError
-from edge_distill_runtime.isolated import IsolatedBackend
 from tests.random_models import CONTEXT_LENGTH, random_checkpoint, variant_named
 from tests.runtime.bundles import write_manifest, write_model
 from tests.runtime.isolation import environment
@@ -260,7 +260,7 @@ def test_files_that_change_while_they_are_loaded(
 _LIMIT = """
 import resource, sys
 from pathlib import Path
-import edge_distill_runtime.llama, edge_distill_runtime.onnx, tokenizers
+import edge_distill_runtime.engines.llama, edge_distill_runtime.engines.onnx, tokenizers
 from edge_distill_runtime import load
 from edge_distill_runtime.errors import EdgeDistillError
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from edge_distill_runtime import InputError
-from edge_distill_runtime.sampling import Sampler, SamplingOptions, log_probabilities, probabilities, top_ids
+from edge_distill_runtime.generation.sampling import (
+    Sampler,
+    SamplingOptions,
+    log_probabilities,
+    probabilities,
+    top_ids,
+)
 
 # probabilities 0.1, 0.4, 0.05, 0.25, 0.2
 WEIGHTS = np.array([0.1, 0.4, 0.05, 0.25, 0.2])

@@ -14,9 +14,16 @@ from tokenizers import AddedToken, normalizers
 from edge_distill_export.checkpoint import Checkpoint
 from edge_distill_export.gguf_writer import write_gguf
 from edge_distill_runtime import InputError, Model, load
-from edge_distill_runtime.calculator import calculate
-from edge_distill_runtime.prompting import PlainText
-from edge_distill_runtime.tools import EXAMPLE, EXAMPLE_PROBLEM, LAST_STEP, Step, describe_tools, run_tools
+from edge_distill_runtime.reasoning.calculator import calculate
+from edge_distill_runtime.reasoning.prompting import PlainText
+from edge_distill_runtime.reasoning.tools import (
+    EXAMPLE,
+    EXAMPLE_PROBLEM,
+    LAST_STEP,
+    Step,
+    describe_tools,
+    run_tools,
+)
 from tests.random_models import Variant, random_checkpoint
 from tests.random_tokenizers import BYTE_LEVEL_TOKENIZERS, SPM_TOKENIZERS, random_tokenizer
 from tests.runtime.bundles import write_manifest

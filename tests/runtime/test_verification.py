@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edge_distill_runtime import InputError, Model
-from edge_distill_runtime.verification import Check, verify_answer
+from edge_distill_runtime.reasoning.verification import Check, verify_answer
 from tests.runtime.scripted import ScriptedModel
 
 PROBLEM = "A tray holds 28 rolls. How many are left over from 132 on 4 trays?"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import integrate, special
 
 from edge_distill_runtime import InputError
-from edge_distill_runtime.answers import UNPARSED, normalize_answer
-from edge_distill_runtime.voting import (
+from edge_distill_runtime.reasoning.answers import UNPARSED, normalize_answer
+from edge_distill_runtime.reasoning.voting import (
     Vote,
     confidence_weight,
     leader_posterior,

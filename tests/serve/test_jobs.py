@@ -13,7 +13,7 @@ from edge_distill.server import jobs
 from edge_distill.server.jobs import Job
 from edge_distill.server.response import Completion, error_document, to_json
 from edge_distill_runtime import Event
-from edge_distill_runtime.decoding import TokenLogprob
+from edge_distill_runtime.generation.decoding import TokenLogprob
 
 
 def events(count: int) -> Iterator[Event]:

@@ -1,0 +1,1 @@
+"""What many generations come to: answers, votes, verification, tools."""
