@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from edge_distill_runtime.errors import BundleError, InputError
 
-__all__ = ["check_relative_path", "list_files", "open_regular", "read_bounded", "sha256_of"]
+__all__ = ["check_relative_path", "list_files", "open_regular", "read_bounded", "sha256_of", "strict_json"]
 
 _CHUNK = 1 << 20
 _MAX_PATH = 255
@@ -124,3 +125,22 @@ def list_files(directory: Path) -> Iterator[str]:
                     stack.append((Path(entry.path), f"{prefix}{entry.name}/"))
                 else:
                     yield prefix + entry.name
+
+
+def strict_json(data: bytes) -> Any:
+    """The value of UTF-8 JSON without NaN and without a key that stands twice; `ValueError` says what is wrong."""
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return result
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")

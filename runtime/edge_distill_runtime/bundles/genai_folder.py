@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from edge_distill_runtime.bundles.files import check_relative_path, list_files, open_regular, read_bounded
+from edge_distill_runtime.bundles.files import (
+    check_relative_path,
+    list_files,
+    open_regular,
+    read_bounded,
+    strict_json,
+)
 from edge_distill_runtime.bundles.found import (
     DEFAULT_CONTEXT,
     Found,
@@ -204,24 +209,12 @@ def _read_json(path: Path, limit: int) -> dict[str, Any]:
     """An object of unique keys, or `BundleError`."""
     data = read_bounded(path, limit)
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        value = strict_json(data)
         if not isinstance(value, dict):
             raise ValueError("it is no JSON object")
-    except (ValueError, RecursionError) as exc:
-        reason = "nested too deeply" if isinstance(exc, RecursionError) else str(exc)
-        raise BundleError("bad-json", f"{path}: {reason}", "copy or download it again") from exc
+    except ValueError as exc:
+        raise BundleError("bad-json", f"{path}: {exc}", "copy or download it again") from exc
     return value
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return result
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _only(values: Mapping[str, Any], known: set[str] | frozenset[str], where: str) -> None:

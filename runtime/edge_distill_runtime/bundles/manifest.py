@@ -18,6 +18,7 @@ from edge_distill_runtime.bundles.files import (
     open_regular,
     read_bounded,
     sha256_of,
+    strict_json,
 )
 from edge_distill_runtime.errors import BundleError
 from edge_distill_runtime.text.chat import ChatSegments, ReasoningMarkers
@@ -146,7 +147,7 @@ def read_manifest(directory: Path | str) -> Manifest:
 def parse_manifest(data: bytes, where: str = MANIFEST_NAME) -> Manifest:
     """The manifest in `data`, UTF-8 JSON of exactly the known keys."""
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        value = strict_json(data)
         if isinstance(value, dict) and value.get("schema_version") != SCHEMA_VERSION:
             found = str(value.get("schema_version"))[:20]
             raise ValueError(f"schema_version is {found}, this runtime reads {SCHEMA_VERSION}")
@@ -322,14 +323,3 @@ def _expect(expected: type, value: Any, where: str) -> Any:
     if type(value) is not expected:  # exact: True is no int
         raise ValueError(f"{where} is of type {type(value).__name__}, expected {expected.__name__}")
     return value
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return result
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")

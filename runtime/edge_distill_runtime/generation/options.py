@@ -48,7 +48,7 @@ class GenerationOptions(TypedDict, total=False):
     answer_format: AnswerFormat | None
     """What the answer must look like; the reasoning stays free."""
     prompt_lookup: bool | None
-    """Draft tokens from the text so far when decoding greedily; None: where it was measured to help."""
+    """Draft tokens from the text so far when decoding greedily. Off by default: it helped nowhere it was measured."""
     deadline: float | None
     """Seconds from now after which the generation ends."""
     cancel: threading.Event | None
