@@ -47,7 +47,7 @@ class GenerationOptions(TypedDict, total=False):
     """Fewest tokens of reasoning: a model that closes it earlier is made to go on (s1's budget forcing)."""
     answer_format: AnswerFormat | None
     """What the answer must look like; the reasoning stays free."""
-    prompt_lookup: bool | None
+    prompt_lookup: bool
     """Draft tokens from the text so far when decoding greedily. Off by default: it helped nowhere it was measured."""
     deadline: float | None
     """Seconds from now after which the generation ends."""
@@ -69,7 +69,7 @@ class Settings:
     thinking_budget: int | None = None
     min_thinking: int = 0
     answer_format: AnswerFormat | None = None
-    prompt_lookup: bool | None = None
+    prompt_lookup: bool = False
     deadline: float | None = None
     cancel: threading.Event | None = None
     raw: bool = False
