@@ -327,7 +327,12 @@ def test_it_outlives_the_thread_that_loaded_it(bundles: dict[str, Path]) -> None
     loaded[0].close()
 
 
-def test_interrupted_call_is_finished_first(pair: tuple[Backend, Backend]) -> None:
+def test_interrupted_call_is_finished_first(
+    pair: tuple[Backend, Backend], request: pytest.FixtureRequest
+) -> None:
+    # a shell that runs the tests in the background lets them ignore Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     isolated = pair[1]
     assert isinstance(isolated, IsolatedBackend)
     sequences = [backend.prefill(TOKENS[:7]) for backend in pair]
