@@ -37,7 +37,14 @@ def backend() -> Iterator[Backend]:
 
 def test_prefill(benchmark: Any, backend: Backend) -> None:
     """200 tokens."""
-    benchmark.pedantic(lambda: backend.release(backend.prefill(PROMPT)), rounds=5, warmup_rounds=1)
+
+    def prefill() -> int:
+        sequence = backend.prefill(PROMPT)
+        length = sequence.length
+        backend.release(sequence)
+        return length
+
+    assert benchmark.pedantic(prefill, rounds=5, warmup_rounds=1) == len(PROMPT)
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -53,6 +60,7 @@ def test_step(benchmark: Any, backend: Backend, batch: int) -> None:
             backend.rewind(sequence, len(PROMPT))
 
     benchmark.pedantic(step, rounds=50, warmup_rounds=5)
+    assert [sequence.length for sequence in sequences] == [len(PROMPT)] * batch
     for sequence in [parent, *sequences]:
         backend.release(sequence)
 
@@ -61,9 +69,12 @@ def test_fork(benchmark: Any, backend: Backend) -> None:
     """Eight forks of 200 tokens."""
     parent = backend.prefill(PROMPT)
 
-    def fork() -> None:
-        for child in backend.fork(parent, 8):
+    def fork() -> list[int]:
+        children = backend.fork(parent, 8)
+        lengths = [child.length for child in children]
+        for child in children:
             backend.release(child)
+        return lengths
 
-    benchmark.pedantic(fork, rounds=20, warmup_rounds=2)
+    assert benchmark.pedantic(fork, rounds=20, warmup_rounds=2) == [len(PROMPT)] * 8
     backend.release(parent)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from edge_distill.distil.kinds import ANSWER, IGNORED, OBSERVATION, PROMPT, REASONING
+from edge_distill.traces.trace import Role, Verdict
 from edge_distill_export.calibration import Style, Trace, prompt_text
 from edge_distill_runtime.errors import InputError
 
@@ -22,19 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Example",
-    "Role",
     "Solution",
     "Step",
     "StepSpan",
     "StepWeights",
-    "Verdict",
     "check_complete",
     "collate",
     "make_example",
 ]
-
-Role = Literal["decomposition", "structure", "error", "language"]
-Verdict = Literal["verified", "refuted", "unknown"]
 
 
 @dataclass(frozen=True)

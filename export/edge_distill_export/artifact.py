@@ -211,7 +211,7 @@ def check_tokenizer(source: Source, directory: Path) -> int:
     Raises `ParityError` with the first string that comes out differently.
     """
     from edge_distill_export.gguf_vocab import compare_tokenizers
-    from edge_distill_export.hostile_strings import HOSTILE_STRINGS
+    from edge_distill_runtime.text.hostile_strings import HOSTILE_STRINGS
 
     tokenizer = source.checkpoint.tokenizer
     stored, _ = load_tokenizer(directory / "tokenizer.json")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_distill_export.hostile_strings import HOSTILE_STRINGS
 from edge_distill_runtime.engines.llama import library
 from edge_distill_runtime.errors import BackendError
+from edge_distill_runtime.text.hostile_strings import HOSTILE_STRINGS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -21,8 +21,8 @@ from edge_distill_export.gguf_vocab import (
     write_vocabulary,
 )
 from edge_distill_export.gguf_writer import write_gguf
-from edge_distill_export.hostile_strings import HOSTILE_STRINGS
 from edge_distill_runtime.errors import InputError
+from edge_distill_runtime.text.hostile_strings import HOSTILE_STRINGS
 from tests.export.gguf_files import metadata, wrap
 from tests.random_models import random_checkpoint, variant_named
 from tests.random_tokenizers import BYTE_LEVEL_TOKENIZERS, SPM_TOKENIZERS, random_tokenizer

@@ -81,3 +81,7 @@ def test_the_sequence_is_released(backend: Backend) -> None:
         forced = _Forced(backend)
         next(forced.logits(TEXTS[1]))
         forced.close()
+    sequences = [backend.prefill([1]) for _ in range(backend.max_sequences)]
+    assert len({sequence.slot for sequence in sequences}) == backend.max_sequences
+    for sequence in sequences:
+        backend.release(sequence)

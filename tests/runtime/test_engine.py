@@ -184,6 +184,7 @@ def test_every_sequence_is_given_back(model: Model, backend: Backend) -> None:
     # all of them are free again
     root = backend.prefill([1, 2, 3])
     forks = backend.fork(root, backend.max_sequences - 1)
+    assert len({sequence.slot for sequence in [root, *forks]}) == backend.max_sequences
     for sequence in [root, *forks]:
         backend.release(sequence)
 

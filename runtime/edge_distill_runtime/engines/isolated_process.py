@@ -11,6 +11,7 @@ import sys
 import tempfile
 
 from edge_distill_runtime.errors import BackendError
+from edge_distill_runtime.text.child import interpreter
 
 __all__ = ["how_it_ended", "shared_memory", "start_process", "stop_process"]
 
@@ -22,16 +23,11 @@ _PATIENCE = 1.0  # seconds for the process to leave before it is killed
 def start_process(ours: socket.socket, theirs: socket.socket) -> subprocess.Popen[bytes]:
     """A new interpreter with this one's import path, in a session of its own: Ctrl-C reaches only the app."""
     try:
-        if not hasattr(socket, "send_fds") or not sys.executable or getattr(sys, "frozen", False):
-            raise OSError("it takes a POSIX system, and a Python interpreter as sys.executable")
-        # as multiprocessing does; relative entries mean this directory
-        path = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
-        code = (
-            f"import sys; sys.path[:] = {path!r}\n"
-            f"from edge_distill_runtime.engines.isolated_worker import main; main({theirs.fileno()})"
-        )
+        if not hasattr(socket, "send_fds"):
+            raise OSError("it takes a POSIX system")
+        code = f"from edge_distill_runtime.engines.isolated_worker import main; main({theirs.fileno()})"
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", code],
+            interpreter("-P", code=code),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(),),

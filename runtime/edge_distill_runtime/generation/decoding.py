@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from edge_distill_runtime.engines.backend import Floats
@@ -274,11 +275,14 @@ class Decoding:
 
     def _call_for_answer(self) -> None:
         """Shortly before the last token: ask for the answer when there is none yet."""
-        cue = self._language.encode(_ANSWER_CUE)
-        if self.limit - len(self.tokens) == _ANSWER_TAIL + len(cue):
+        if self.limit - len(self.tokens) == _ANSWER_TAIL + len(self._cue):
             found = extract_answer(self.reader.given("answer"))
             if found is None or found.source == "last-number":
-                self._append(cue)
+                self._append(self._cue)
+
+    @cached_property
+    def _cue(self) -> list[int]:
+        return self._language.encode(_ANSWER_CUE)
 
     # -- reading --------------------------------------------------------------------------------------------
 

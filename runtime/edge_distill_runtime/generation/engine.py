@@ -284,10 +284,8 @@ class Engine:
     def _prefill(self, job: Job) -> None:
         """Compute a stretch of the prompt; all of it when nobody else waits."""
         before = time.perf_counter()
-        try:
+        with self._failing([job]):
             self._extend_root(job)
-        except EdgeDistillError as exc:
-            self._fail([job], exc)
         job.prompt_seconds += time.perf_counter() - before
 
     def _extend_root(self, job: Job) -> None:
@@ -360,24 +358,19 @@ class Engine:
                 self._next(job, branch.decoding, row)
 
     def _next(self, job: Job, decoding: Decoding, logits: Floats) -> None:
-        try:
+        with self._failing([job]):  # one request's trouble is nobody else's
             decoding.next(logits)
-        except Exception as exc:  # one request's trouble is nobody else's
-            self._fail([job], exc)
 
     def _synchronize(self, job: Job, branch: Branch) -> bool:
         """Make the cache hold all tokens but the last."""
         decoding, sequence, start = branch.decoding, branch.sequence, len(job.prompt)
-        try:
+        with self._failing([job]):
             if start + decoding.kept < sequence.length:
                 self._backend.rewind(sequence, start + decoding.kept)
             if before_last := decoding.tokens[sequence.length - start : -1]:
                 self._backend.extend(sequence, before_last)
-        except EdgeDistillError as exc:
-            self._fail([job], exc)
-            return False
-        decoding.kept = len(decoding.tokens)
-        return True
+            decoding.kept = len(decoding.tokens)
+        return job.error is None
 
     def _check_draft(self, job: Job, branch: Branch) -> bool:
         """Compute the last token and a draft of the following ones together; keep what the model says itself."""

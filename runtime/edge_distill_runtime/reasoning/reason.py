@@ -15,7 +15,13 @@ from edge_distill_runtime.errors import InputError
 from edge_distill_runtime.generation.decoding import Decoding
 from edge_distill_runtime.generation.options import GenerationOptions
 from edge_distill_runtime.reasoning.answers import UNPARSED, Answer, normalize_answer, parse_answer
-from edge_distill_runtime.reasoning.voting import Vote, confidence_weight, leader_posterior, tally
+from edge_distill_runtime.reasoning.voting import (
+    Vote,
+    confidence_weight,
+    leader_posterior,
+    samples_to_decide,
+    tally,
+)
 
 if TYPE_CHECKING:
     from edge_distill_runtime.model import Generation, Model, Prompt
@@ -25,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Reasoning", "reason"]
 
 _TEMPERATURE = 0.7  # greedy samples would all be the same
-_ANY = normalize_answer("any")  # stands for an answer that nobody has given yet
 
 
 @dataclass(frozen=True)
@@ -115,14 +120,13 @@ class _Poll:
         if self.stop_when is None:
             return left
         leader = tally(self.votes).leader
+        if leader is None:
+            return min(left, samples_to_decide(self.stop_when))
+        agreeing = Vote(leader, sum(vote.weight for vote in self.votes) / len(self.votes))
         for more in range(1, left):
-            agreeing = Vote(leader if leader is not None else _ANY, self._mean_weight())
             if self._posterior(self.votes + [agreeing] * more) >= self.stop_when:
                 return more
         return left
-
-    def _mean_weight(self) -> float:
-        return sum(vote.weight for vote in self.votes) / len(self.votes) if self.votes else 1.0
 
     def _posterior(self, votes: Sequence[Vote]) -> float:
         """That the leader beats the second: weights are scaled to a mean of 1, so that they count as samples."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from edge_distill_runtime.errors import BackendError
 
-__all__ = ["ChildFailed", "ask_child", "serve"]
+__all__ = ["ChildFailed", "ask_child", "interpreter", "serve"]
 
 _MOST_OUTPUT = 1 << 26
 
@@ -33,17 +33,10 @@ def ask_child(module: str, request: Any, *, seconds: float, memory_bytes: int | 
     `seconds` limits wall-clock and CPU time, `memory_bytes` the address space (not on Windows). Raises
     `ChildFailed`, or `BackendError` where no process can be started.
     """
-    # as multiprocessing does; relative entries mean this directory
-    path = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
-    code = (
-        f"import sys; sys.path[:] = {path!r}\n"
-        f"from edge_distill_runtime.text.child import serve; serve({module!r}, {math.ceil(seconds)}, {memory_bytes})"
-    )
+    code = f"from edge_distill_runtime.text.child import serve; serve({module!r}, {math.ceil(seconds)}, {memory_bytes})"
     try:
-        if not sys.executable or getattr(sys, "frozen", False):
-            raise OSError("it takes a Python interpreter as sys.executable")
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", code],
+            interpreter("-I", "-S", code=code),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -61,6 +54,18 @@ def ask_child(module: str, request: Any, *, seconds: float, memory_bytes: int | 
         finally:
             process.kill()
     return _answer(output, process.returncode)
+
+
+def interpreter(*flags: str, code: str) -> list[str]:
+    """Command line of a new interpreter that imports what this one does and runs `code`.
+
+    Raises `OSError` in an app that is no interpreter.
+    """
+    if not sys.executable or getattr(sys, "frozen", False):
+        raise OSError("it takes a Python interpreter as sys.executable")
+    # as multiprocessing does; relative entries mean this directory
+    path = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+    return [sys.executable, *flags, "-c", f"import sys; sys.path[:] = {path!r}\n{code}"]
 
 
 def _answer(output: bytes, status: int) -> Any:
