@@ -6,7 +6,6 @@ has no forks and drops characters.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import threading
 from collections import deque
@@ -23,13 +22,13 @@ from edge_distill_runtime.engines.backend import (
     Integers,
     Sequence,
     StateLayout,
-    check_draft,
     check_finite,
     check_room,
     check_step,
     check_tokens,
     most_sequences,
 )
+from edge_distill_runtime.engines.local import LocalBackend
 from edge_distill_runtime.errors import BackendError, BundleError, InputError, MissingExtra, ResourceError
 
 __all__ = ["LlamaBackend", "library"]
@@ -71,7 +70,7 @@ def _last_error() -> str:
     return _LOG[-1][:200] if _LOG else "it gave no reason"
 
 
-class LlamaBackend:
+class LlamaBackend(LocalBackend):
     """A GGUF file in libllama. The file must have passed `validate_gguf`: libllama dies on hostile headers.
 
     All sequences share one cache of `cache_tokens` tokens, by default `context`; forks share the tokens that
@@ -183,35 +182,6 @@ class LlamaBackend:
             for array in (self._tokens, self._positions, self._slots, self._wanted)
         )
 
-    def prefill(self, tokens: SequenceOf[int]) -> Sequence:
-        array = check_tokens(tokens, self.vocab_size)
-        check_room(0, len(array), self.context_length)
-        with self._lock:
-            sequence = self._new_sequence()
-            try:
-                self._extend(sequence, array)
-            except BaseException:
-                self._release(sequence)
-                raise
-        return sequence
-
-    def extend(self, sequence: Sequence, tokens: SequenceOf[int]) -> None:
-        array = check_tokens(tokens, self.vocab_size)
-        check_room(sequence.length, len(array), self.context_length)
-        with self._lock:
-            self._check_live(sequence)
-            with self._undone_on_error(sequence):
-                self._extend(sequence, array)
-
-    @contextlib.contextmanager
-    def _undone_on_error(self, sequence: Sequence) -> Iterator[None]:
-        length = sequence.length
-        try:
-            yield
-        except BaseException:
-            self._cut(sequence, length)
-            raise
-
     def _extend(self, sequence: Sequence, tokens: Integers) -> None:
         for start in range(0, len(tokens), self._batch_size):
             chunk = tokens[start : start + self._batch_size]
@@ -255,15 +225,12 @@ class LlamaBackend:
 
     def _decode(self, count: int) -> None:
         """Run the batch's first `count` tokens."""
-        if self._context is None:
-            raise BackendError("closed", "the model has been closed", "load it again")
+        self._check_open()
         self._batch.n_tokens = count
         status = self._llama.llama_decode(self._context, self._batch)
         if status == 1:  # found before anything was changed, the logits of the last step included
             raise self._cache_full()
-        for sequence in self._stepped:
-            sequence._logits = None
-        self._stepped = []
+        self._forget_stepped()
         if status:
             raise BackendError("decode-failed", f"llama_decode returned {status}: {_last_error()}")
 
@@ -307,20 +274,11 @@ class LlamaBackend:
                 children.append(child)
         return children
 
-    def verify(self, sequence: Sequence, tokens: SequenceOf[int]) -> Floats:
-        array = check_draft(tokens, self)
-        check_room(sequence.length, len(array), self.context_length)
-        with self._lock:
-            self._check_live(sequence)
-            with self._undone_on_error(sequence):
-                self._fill(sequence, array, 0)
-                self._decode(len(array))
-                sequence.length += len(array)
-                rows = self._rows(len(array))
-                check_finite(rows)
-            sequence._logits = rows[-1]
-            self._stepped = [sequence]
-        return rows
+    def _verify(self, sequence: Sequence, tokens: Integers) -> Floats:
+        self._fill(sequence, tokens, 0)
+        self._decode(len(tokens))
+        sequence.length += len(tokens)
+        return self._rows(len(tokens))
 
     def save(self, sequence: Sequence) -> bytes:
         llama = self._llama
@@ -336,18 +294,6 @@ class LlamaBackend:
         if written != size:
             raise BackendError("save-failed", f"libllama wrote {written} of {size} bytes: {_last_error()}")
         return state.tobytes()
-
-    def restore(self, state: bytes, length: int) -> Sequence:
-        payload = self._layout.payload(state, length)
-        check_room(0, length, self.context_length)
-        with self._lock:
-            sequence = self._new_sequence()
-            try:
-                self._restore(sequence, payload, length)
-            except BaseException:
-                self._release(sequence)
-                raise
-        return sequence
 
     def _restore(self, sequence: Sequence, payload: Any, length: int) -> None:
         llama, slot = self._llama, sequence.slot
@@ -366,23 +312,10 @@ class LlamaBackend:
             )
         sequence.length = length
 
-    def rewind(self, sequence: Sequence, length: int) -> None:
-        if not 0 <= length <= sequence.length:
-            raise InputError("bad-length", f"cannot rewind {sequence.length} tokens to {length}", "")
-        with self._lock:
-            self._check_live(sequence)
-            self._cut(sequence, length)
-            sequence._logits = None
-
     def _cut(self, sequence: Sequence, length: int) -> None:
         if not self._llama.llama_memory_seq_rm(self._memory, sequence.slot, length, -1):
             raise BackendError("rewind-failed", f"libllama cannot rewind to {length} tokens")
         sequence.length = length
-
-    def release(self, sequence: Sequence) -> None:
-        if not self._lock.forked:  # a generator dropped in a forked child must not complain
-            with self._lock:
-                self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         if sequence.slot < 0:
@@ -392,20 +325,17 @@ class LlamaBackend:
         self._free.append(sequence.slot)
         sequence.slot, sequence.length, sequence._logits = -1, 0, None
 
+    @property
+    def _is_open(self) -> bool:
+        return self._context is not None
+
     def _new_sequence(self) -> Sequence:
-        if self._context is None:
-            raise BackendError("closed", "the model has been closed", "load it again")
+        self._check_open()
         if not self._free:
             raise ResourceError(
                 "too-many-sequences", f"all of {self.max_sequences} sequences are in use", "release some"
             )
         return Sequence(self._free.pop())
-
-    def _check_live(self, sequence: Sequence) -> None:
-        if self._context is None:
-            raise BackendError("closed", "the model has been closed", "load it again")
-        if sequence.slot < 0:
-            raise BackendError("released", "the sequence has been released", "prefill a new one")
 
     def teacher_force(self, tokens: SequenceOf[int], start: int = 0) -> Iterator[Floats]:
         array = check_tokens(tokens, self.vocab_size)
@@ -435,9 +365,8 @@ class LlamaBackend:
         if self._lock.forked:  # the memory is the parent's to free, and the threads are not here
             return
         with self._lock:
-            for sequence in self._stepped:  # their logits point into memory that is freed now
-                sequence._logits = None
-            self._stepped, self._rows_at = [], 0
+            self._forget_stepped()  # their logits point into memory that is freed now
+            self._rows_at = 0
             context, self._context = self._context, None
             model, self._model = self._model, None
             if context:

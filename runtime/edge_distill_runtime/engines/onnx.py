@@ -6,7 +6,6 @@ a step writes one token's keys and values and copies nothing. No custom-operator
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import re
@@ -24,13 +23,13 @@ from edge_distill_runtime.engines.backend import (
     Integers,
     Sequence,
     StateLayout,
-    check_draft,
     check_finite,
     check_room,
     check_step,
     check_tokens,
     most_sequences,
 )
+from edge_distill_runtime.engines.local import LocalBackend
 from edge_distill_runtime.engines.mapped_files import own_mapped_files
 from edge_distill_runtime.engines.memory import tokens_that_fit
 from edge_distill_runtime.engines.onnx_cache import KeyValueCache
@@ -77,7 +76,7 @@ def _keep_sessions() -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 
 
-class OnnxBackend:
+class OnnxBackend(LocalBackend):
     """A decoder graph in ONNX Runtime.
 
     Inputs: input_ids and attention_mask int64 [batch, ...], perhaps position_ids, and for every layer
@@ -181,6 +180,13 @@ class OnnxBackend:
         self._cache = KeyValueCache(layers, (heads, self.context_length, head_dim), dtype)
         self._layout = StateLayout("onnx", layers, heads, head_dim, np.dtype(dtype).itemsize)
 
+    @property
+    def _is_open(self) -> bool:
+        return self._session is not None
+
+    def _new_sequence(self) -> Sequence:
+        return self._allocate(1)[0]
+
     def _allocate(self, count: int) -> list[Sequence]:
         """`count` new sequences, side by side where possible: neighbours run in one batch."""
         self._check_open()
@@ -214,7 +220,8 @@ class OnnxBackend:
                 "release sequences or load with more cache_tokens",
             )
 
-    def _set_length(self, sequence: Sequence, length: int) -> None:
+    def _cut(self, sequence: Sequence, length: int) -> None:
+        """Set its length, also to a larger one; what lies behind it in the cache counts for nothing."""
         self._held += length - sequence.length
         sequence.length = length
 
@@ -268,35 +275,6 @@ class OnnxBackend:
         np.less(np.arange(total), np.asarray(lengths)[:, None] + tokens, out=mask, casting="unsafe")
         return mask
 
-    def prefill(self, tokens: SequenceOf[int]) -> Sequence:
-        array = check_tokens(tokens, self.vocab_size)
-        check_room(0, len(array), self.context_length)
-        with self._lock:
-            sequence = self._allocate(1)[0]
-            try:
-                self._extend(sequence, array)
-            except BaseException:
-                self._release(sequence)
-                raise
-        return sequence
-
-    def extend(self, sequence: Sequence, tokens: SequenceOf[int]) -> None:
-        array = check_tokens(tokens, self.vocab_size)
-        check_room(sequence.length, len(array), self.context_length)
-        with self._lock:
-            self._check_live(sequence)
-            with self._undone_on_error(sequence):
-                self._extend(sequence, array)
-
-    @contextlib.contextmanager
-    def _undone_on_error(self, sequence: Sequence) -> Iterator[None]:
-        length = sequence.length
-        try:
-            yield
-        except BaseException:
-            self._set_length(sequence, length)
-            raise
-
     def _extend(self, sequence: Sequence, tokens: Integers) -> None:
         self._check_cache(len(tokens))
         for start in range(0, len(tokens), self._chunk):
@@ -309,7 +287,7 @@ class OnnxBackend:
         self._forget_stepped()
         self._ids[: len(chunk)] = chunk
         self._run(sequence.slot, (sequence.length,), len(chunk), 0)
-        self._set_length(sequence, sequence.length + len(chunk))
+        self._cut(sequence, sequence.length + len(chunk))
         return self._rows[: len(chunk)]
 
     def step(self, sequences: SequenceOf[Sequence], tokens: SequenceOf[int]) -> Floats:
@@ -370,11 +348,6 @@ class OnnxBackend:
         sequence = self._sequences.get(slot)
         return 0 if sequence is None else sequence.length
 
-    def _forget_stepped(self) -> None:
-        for sequence in self._stepped:
-            sequence._logits = None
-        self._stepped = []
-
     def fork(self, sequence: Sequence, n: int) -> list[Sequence]:
         with self._lock:
             self._check_live(sequence)
@@ -382,22 +355,13 @@ class OnnxBackend:
             children = self._allocate(n) if n else []
             self._cache.copy(sequence.slot, sequence.length, (child.slot for child in children))
             for child in children:
-                self._set_length(child, sequence.length)
+                self._cut(child, sequence.length)
                 child._logits = None if sequence._logits is None else sequence._logits.copy()
         return children
 
-    def verify(self, sequence: Sequence, tokens: SequenceOf[int]) -> Floats:
-        array = check_draft(tokens, self)
-        check_room(sequence.length, len(array), self.context_length)
-        with self._lock:
-            self._check_live(sequence)
-            self._check_cache(len(array))
-            with self._undone_on_error(sequence):
-                rows = self._forward(sequence, array)
-                check_finite(rows)
-            sequence._logits = rows[-1]
-            self._stepped = [sequence]
-        return rows
+    def _verify(self, sequence: Sequence, tokens: Integers) -> Floats:
+        self._check_cache(len(tokens))
+        return self._forward(sequence, tokens)
 
     def save(self, sequence: Sequence) -> bytes:
         with self._lock:
@@ -405,9 +369,7 @@ class OnnxBackend:
             parts = self._cache.read(sequence.slot, sequence.length)
             return b"".join((self._layout.header(sequence.length), *parts))
 
-    def restore(self, state: bytes, length: int) -> Sequence:
-        payload = self._layout.payload(state, length)
-        check_room(0, length, self.context_length)
+    def _restore(self, sequence: Sequence, payload: Any, length: int) -> None:
         if len(payload) != length * self._cache.bytes_per_token:
             raise InputError(
                 "bad-state",
@@ -415,44 +377,19 @@ class OnnxBackend:
                 f"{length} tokens take {length * self._cache.bytes_per_token}",
                 "compute the prompt again",
             )
-        with self._lock:
-            self._check_cache(length)
-            sequence = self._allocate(1)[0]
-            self._cache.write(sequence.slot, length, payload)
-            self._set_length(sequence, length)
-        return sequence
-
-    def rewind(self, sequence: Sequence, length: int) -> None:
-        with self._lock:
-            self._check_live(sequence)
-            if not 0 <= length <= sequence.length:
-                raise InputError("bad-length", f"cannot rewind {sequence.length} tokens to {length}")
-            self._set_length(sequence, length)
-            sequence._logits = None
-
-    def release(self, sequence: Sequence) -> None:
-        if not self._lock.forked:  # a generator dropped in a forked child must not complain
-            with self._lock:
-                self._release(sequence)
+        self._check_cache(length)
+        self._cache.write(sequence.slot, length, payload)
+        self._cut(sequence, length)
 
     def _release(self, sequence: Sequence) -> None:
         if sequence.slot < 0:
             return
-        self._set_length(sequence, 0)
+        self._cut(sequence, 0)
         del self._sequences[sequence.slot]
         self._free.append(sequence.slot)
         if sequence.slot and self._session is not None:  # the first slot's pages are used again at once
             self._cache.give_back(sequence.slot)
         sequence.slot, sequence._logits = -1, None
-
-    def _check_open(self) -> None:
-        if self._session is None:
-            raise BackendError("closed", "the model has been closed", "load it again")
-
-    def _check_live(self, sequence: Sequence) -> None:
-        self._check_open()
-        if sequence.slot < 0:
-            raise BackendError("released", "the sequence has been released", "prefill a new one")
 
     def teacher_force(self, tokens: SequenceOf[int], start: int = 0) -> Iterator[Floats]:
         array = check_tokens(tokens, self.vocab_size)
