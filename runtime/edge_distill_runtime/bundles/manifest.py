@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
-import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from edge_distill_runtime.bundles.files import (
     check_relative_path,
@@ -20,6 +18,7 @@ from edge_distill_runtime.bundles.files import (
     sha256_of,
     strict_json,
 )
+from edge_distill_runtime.bundles.typed_json import typed
 from edge_distill_runtime.errors import BundleError
 from edge_distill_runtime.text.chat import ChatSegments, ReasoningMarkers
 
@@ -152,7 +151,7 @@ def parse_manifest(data: bytes, where: str = MANIFEST_NAME) -> Manifest:
             found = str(value.get("schema_version"))[:20]
             raise ValueError(f"schema_version is {found}, this runtime reads {SCHEMA_VERSION}")
         seal = value.pop("seal", None) if isinstance(value, dict) else None
-        manifest = _decode(Manifest, value, "manifest")
+        manifest = typed(Manifest, value, "manifest")
         _check(manifest)
         if seal is not None and seal != _seal(value):  # one written by hand has none
             raise ValueError("it was changed after it was written; if on purpose, remove its seal")
@@ -266,60 +265,3 @@ def _check_files(manifest: Manifest) -> None:
         )
     if "tokenizer.json" not in paths:
         raise ValueError("files lacks tokenizer.json")
-
-
-T = TypeVar("T")
-
-
-def _decode(expected: type[T], value: Any, where: str) -> T:
-    """A JSON value as a type hint asks, or ValueError; only int to float and list to tuple are converted."""
-    origin, arguments = get_origin(expected), get_args(expected)
-    result: Any = value
-    if expected is Any:
-        pass
-    elif dataclasses.is_dataclass(expected):
-        result = _decode_dataclass(expected, value, where)
-    elif origin in (Union, types.UnionType):  # only X | None occurs
-        result = None if value is None else _decode(arguments[0], value, where)
-    elif origin is Literal:
-        if value not in arguments or not isinstance(value, str):
-            raise ValueError(f"{where} is {str(value)[:40]!r}, expected one of {', '.join(arguments)}")
-    elif origin is tuple:
-        items = _expect(list, value, where)
-        if arguments[-1] is Ellipsis:
-            arguments = arguments[:1] * len(items)
-        if len(items) != len(arguments):
-            raise ValueError(f"{where} has {len(items)} entries, expected {len(arguments)}")
-        pairs = zip(arguments, items, strict=True)
-        result = tuple(_decode(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(pairs))
-    elif origin is dict:
-        items = _expect(dict, value, where)
-        result = {key: _decode(arguments[1], item, f"{where}.{key[:40]}") for key, item in items.items()}
-    elif expected is float:
-        result = float(_expect(int, value, where)) if type(value) is int else _expect(float, value, where)
-        if not math.isfinite(result):
-            raise ValueError(f"{where} is not finite")
-    else:
-        result = _expect(expected, value, where)
-    return result  # type: ignore[no-any-return]
-
-
-def _decode_dataclass(expected: Any, value: Any, where: str) -> Any:
-    items = _expect(dict, value, where)
-    hints = get_type_hints(expected)
-    required = {
-        f.name
-        for f in dataclasses.fields(expected)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    if unknown := sorted(items.keys() - hints.keys()):
-        raise ValueError(f"{where} has the unknown key {unknown[0][:40]!r}")
-    if missing := sorted(required - items.keys()):
-        raise ValueError(f"{where} lacks the key {missing[0]!r}")
-    return expected(**{key: _decode(hints[key], item, f"{where}.{key}") for key, item in items.items()})
-
-
-def _expect(expected: type, value: Any, where: str) -> Any:
-    if type(value) is not expected:  # exact: True is no int
-        raise ValueError(f"{where} is of type {type(value).__name__}, expected {expected.__name__}")
-    return value
