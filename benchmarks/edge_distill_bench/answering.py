@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
 from edge_distill_bench.grading import Grade, Verdict, grade
+from edge_distill_bench.lines import append_lines, bad_line, cut_torn_line, read_lines
 from edge_distill_bench.tasks import Problem
-from edge_distill_runtime import Generation, InputError, Model, ResourceError
-from edge_distill_runtime.bundles.files import open_regular
+from edge_distill_runtime import Generation, InputError, Model
 from edge_distill_runtime.bundles.manifest import Manifest
+from edge_distill_runtime.bundles.typed_json import typed
 from edge_distill_runtime.generation.options import GenerationOptions
 from edge_distill_runtime.reasoning.answers import parse_answer
 
 __all__ = ["Row", "answer_items", "read_rows"]
-
-_MAX_LINE = 1 << 24  # bytes
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,12 @@ class Row:
     """Hash of the model, the prompt, the right answer and the options."""
     id: str
     """The problem's."""
+    budget: int | None
+    """Most tokens of reasoning that it was asked with; None: as the model likes."""
+    samples: int
+    """Drawn together; a single one is greedy unless a temperature was given."""
     sample: int
+    """Its number among them, from 0."""
     text: str
     """Everything generated, reasoning included."""
     answer: str
@@ -96,18 +99,23 @@ def answer_items(
 
     cancel = threading.Event()
     asked["cancel"] = cancel
+    budget = asked.get("thinking_budget")
 
     def ask(problem: Problem) -> list[Row]:
         generations = model.sample(prompts[problem.id], samples, **asked)
         key = keys[problem.id]
-        return [_row(key, problem, index, generation) for index, generation in enumerate(generations)]
+        return [
+            _row(key, problem, budget, samples, index, generation)
+            for index, generation in enumerate(generations)
+        ]
 
     with ThreadPoolExecutor(at_once, "answering") as threads:
         futures = {threads.submit(ask, problem): problem for problem in missing}
         try:
             for future in as_completed(futures):
                 result = future.result()
-                _append(rows, result)
+                if rows is not None:
+                    append_lines(rows, map(asdict, result))
                 done[futures[future].id] = result
                 told(len(done))
         finally:  # nothing is asked any more, and what runs ends within one token
@@ -140,7 +148,9 @@ def _with_defaults(manifest: Manifest, samples: int, options: GenerationOptions)
     return asked
 
 
-def _row(key: str, problem: Problem, index: int, generation: Generation) -> Row:
+def _row(
+    key: str, problem: Problem, budget: int | None, samples: int, index: int, generation: Generation
+) -> Row:
     if generation.finish_reason in ("length", "context"):
         result = Grade("cut off", parse_answer(generation.answer))
     else:
@@ -148,6 +158,8 @@ def _row(key: str, problem: Problem, index: int, generation: Generation) -> Row:
     return Row(
         key=key,
         id=problem.id,
+        budget=budget,
+        samples=samples,
         sample=index,
         text=generation.text,
         answer=result.answer.display,
@@ -199,7 +211,7 @@ def _finished(path: Path | None, keys: Mapping[str, str], samples: int) -> dict[
     """The rows of the problems that have all their samples."""
     if path is None or not path.exists():
         return {}
-    _cut_torn_line(path)
+    cut_torn_line(path)
     found: dict[str, dict[int, Row]] = {}
     for row in read_rows(path):
         if keys.get(row.id) == row.key:
@@ -213,47 +225,10 @@ def _finished(path: Path | None, keys: Mapping[str, str], samples: int) -> dict[
 
 def read_rows(path: Path) -> list[Row]:
     """All rows of a file, also of other models and options; `InputError` names a line that is none."""
-    names = {field.name for field in fields(Row)}
     result = []
-    with open_regular(path, allow_links=True) as file:
-        number = 0
-        while line := file.readline(_MAX_LINE):
-            number += 1
-            try:
-                values = json.loads(line)
-                if not isinstance(values, dict) or values.keys() != names:
-                    raise ValueError
-                result.append(Row(**values))
-            except (ValueError, RecursionError) as exc:
-                raise InputError(
-                    "bad-rows", f"line {number} of {path} is no row", "give another file, or remove the line"
-                ) from exc
+    for number, values in read_lines(path):
+        try:
+            result.append(typed(Row, values, "row"))
+        except ValueError as exc:
+            raise bad_line(path, number) from exc
     return result
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Remove the end of a write that was killed."""
-    with open_regular(path, allow_links=True) as file:
-        size = whole = file.seek(0, os.SEEK_END)
-        while whole:
-            start = max(0, whole - 65536)
-            file.seek(start)
-            at = file.read(whole - start).rfind(b"\n")
-            whole = start + at + 1 if at >= 0 else start
-            if at >= 0:
-                break
-    if whole < size:
-        os.truncate(path, whole)
-
-
-def _append(path: Path | None, rows: Sequence[Row]) -> None:
-    if path is None:
-        return
-    data = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-    try:
-        with path.open("ab") as file:
-            file.write(data.encode("utf-8", "replace"))
-    except OSError as exc:
-        raise ResourceError(
-            "unwritable", f"{path} cannot be written: {exc.strerror}", "choose another file"
-        ) from exc

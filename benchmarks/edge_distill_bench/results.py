@@ -188,19 +188,19 @@ class AccuracyCell:
     accuracy: Estimate
     """With Wilson's interval."""
     seconds: float
-    """Mean of an item, shared steps counted by share."""
+    """Mean of an item, from its prompt to the end of its last sample, while others were answered beside it."""
     tokens: float
-    """Mean of an item."""
+    """Mean of an item, over its samples."""
 
 
 @dataclass(frozen=True)
 class Flips:
-    """Against the other model on the same items."""
+    """Against the other model on the same items; "wrong" is everything that is not right."""
 
     right_to_wrong: int
     wrong_to_right: int
     wrong_to_other: int
-    """Both wrong, with different answers."""
+    """Both wrong, with different answers or verdicts."""
     same: int
 
 
@@ -240,6 +240,9 @@ class AccuracyResult:
     cells: tuple[AccuracyCell, ...]
     comparisons: tuple[Comparison, ...]
     lengths: tuple[LengthBin, ...]
+    """Of the single samples at the largest budget."""
+    takes_budgets: bool = True
+    """False: no reasoning markers, so it was asked once, and the same answers stand at every budget."""
 
 
 @dataclass(frozen=True)
@@ -248,11 +251,14 @@ class FidelityPart:
 
     tokens: int
     mean_kl: float
+    """Nats; a lower bound of the exact divergence, see `fidelity`."""
     p99_kl: float
     top1: float
     """Share of tokens whose likeliest next token is the same."""
     first_divergence: float | None
-    """Mean position in a text where that differs first; None when it never does."""
+    """Median over the texts of such tokens before the first where that differs; None when it never does."""
+    mean_kl_interval: tuple[float, float] | None = None
+    """95 %, by a bootstrap over the texts; None for a single text."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +268,10 @@ class FidelityResult:
     against: str
     k: int
     parts: dict[str, FidelityPart]
-    """"all", "reasoning", "answer", "numbers", "operators"."""
+    """"all", "reasoning", "answer", "numbers", "operators", those that occur."""
+    texts: int = 0
+    tail: float = 0.0
+    """Mean probability that the reference gives to tokens beyond its k likeliest."""
 
 
 # -- the whole -------------------------------------------------------------------------------------------------
@@ -312,6 +321,9 @@ class GateLine:
     """None when it was not measured, which fails."""
     passed: bool
     text: str
+    """What was found and why it passes or fails, as a sentence."""
+    interval: tuple[float, float] | None = None
+    """95 %; None where the value alone decides."""
 
 
 @dataclass(frozen=True)

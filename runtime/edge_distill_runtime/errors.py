@@ -11,6 +11,7 @@ __all__ = [
     "BundleError",
     "Busy",
     "EdgeDistillError",
+    "GateError",
     "InputError",
     "MissingExtra",
     "ParityError",
@@ -79,3 +80,12 @@ class BackendError(EdgeDistillError):
 
 class BackendCrashed(BackendError):
     """The process of an isolated engine died, hung or answered nonsense; a new `load` starts another one."""
+
+
+class GateError(EdgeDistillError):
+    """A measured model, or its change against an earlier measurement, is outside a limit that the user set.
+
+    Not 4: a parity error means that an export must not be shipped, this one that a build is to fail.
+    """
+
+    exit_code = 8

@@ -101,6 +101,7 @@ def test_problems_share_steps(model: Model, monkeypatch: pytest.MonkeyPatch) -> 
 def test_samples(model: Model) -> None:
     rows = answer_items(model, PROBLEMS[:2], samples=3, temperature=1.5, max_tokens=12, at_once=1)
     assert [(row.id, row.sample) for row in rows] == [(name, i) for name in ("p0", "p1") for i in range(3)]
+    assert {(row.samples, row.budget) for row in rows} == {(3, None)}
     assert len({row.text for row in rows}) == 6
     with pytest.raises(InputError, match="3 samples at temperature 0 are all the same"):
         answer_items(model, PROBLEMS, samples=3, max_tokens=12)
@@ -112,6 +113,7 @@ def test_prompts_and_budgets(model: Model) -> None:
     )
     assert terse[0].text == model.generate(f"{PROBLEMS[0].problem} Be brief.", max_tokens=8).text
     (budgeted,) = answer_items(model, PROBLEMS[:1], thinking=True, thinking_budget=4, max_tokens=30)
+    assert (budgeted.budget, budgeted.samples) == (4, 1)
     assert budgeted.reasoning_tokens <= 16  # four, and what closes the reasoning
     assert "</think>" in budgeted.text
 
@@ -130,6 +132,11 @@ def test_an_interrupted_run_goes_on(model: Model, tmp_path: Path, samples: int) 
     assert done == [6]  # nothing was asked
     assert lasting(again) == lasting(whole)
     assert lasting(read_rows(path)) == lasting(whole)
+    row = json.loads(path.read_text().splitlines()[0])
+    for change in ({"verdict": "splendid"}, {"seconds": "1"}, {"budget": 1.5}, {"sample": None}):
+        path.write_text(json.dumps(row | change) + "\n")
+        with pytest.raises(InputError, match=r"line 1 of .* is no row"):
+            read_rows(path)
 
 
 def test_a_torn_file_is_mended(model: Model, tmp_path: Path) -> None:
