@@ -96,6 +96,24 @@ def read_config(reference: str | Path) -> tuple[PretrainedConfig, Path]:
     return AutoConfig.from_pretrained(path, trust_remote_code=False), path
 
 
+def source_files(reference: str | Path) -> list[Path]:
+    """The files that decide what a checkpoint says: weights, settings and tokenizer, an adapter's bases included."""
+    path = _resolve(str(reference))
+    files: list[Path] = []
+    for _ in range(_MAX_ADAPTERS):
+        if path.is_file() or not (path / "adapter_config.json").exists():
+            break
+        config = check_adapter(path)
+        files += [path / ADAPTER, path / "adapter_config.json", *_settings(path)]
+        path = _base_of(path, config)
+    return files + ([path] if path.is_file() else [*weight_files(path), *_settings(path)])
+
+
+def _settings(directory: Path) -> list[Path]:
+    patterns = ("config.json", "generation_config.json", "*token*.json", "vocab.json", "chat_template*")
+    return sorted({path for pattern in patterns for path in directory.glob(pattern) if path.is_file()})
+
+
 def _resolve(reference: str) -> Path:
     """A local path, or the folder to which the hub's files were downloaded."""
     path = Path(reference).expanduser()
@@ -261,4 +279,4 @@ def _check(checkpoint: Checkpoint) -> None:
             )
 
 
-__all__ = ["Checkpoint", "load_checkpoint", "read_config"]
+__all__ = ["Checkpoint", "load_checkpoint", "read_config", "source_files"]
