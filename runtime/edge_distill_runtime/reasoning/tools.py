@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Unpack
 
@@ -35,7 +35,18 @@ if TYPE_CHECKING:
     from edge_distill_runtime.generation.options import GenerationOptions
     from edge_distill_runtime.model import Generation
 
-__all__ = ["Step", "Tool", "ToolRun", "describe_tools", "run_tools"]
+__all__ = [
+    "Reply",
+    "Step",
+    "Tool",
+    "ToolRun",
+    "describe_tools",
+    "exchange",
+    "observe",
+    "opening",
+    "parse_reply",
+    "run_tools",
+]
 
 FinishReason = Literal["answer", "unmarked", "steps", "context", "cancelled", "deadline"]
 
@@ -63,7 +74,7 @@ LAST_STEP = "No more tools. Write the Final Answer: now."
 
 _MAX_OBSERVATION = 2000  # characters
 _MAX_STEPS = 100
-_STOP = "Observation:"
+STOP = "Observation:"
 
 _DECORATION = r"[ \t*_>#-]{0,8}"  # Markdown around a marker; bounded, as the pattern is tried at every line
 _ACTION = re.compile(r"\bAction[*_ ]{0,4}:[*_` ]{0,8}([A-Za-z_]\w*)[ ]?([\[(])", re.IGNORECASE)
@@ -151,51 +162,34 @@ class _Loop:
     def __init__(self, model: Speaker, tools: Mapping[str, ToolFunction], options: GenerationOptions) -> None:
         stop = options.get("stop", ())
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        self._conversation = Conversation(model, {**options, "stop": (*stops, _STOP)})
+        self._conversation = Conversation(model, {**options, "stop": (*stops, STOP)})
         self._plain = PlainText(model)
         self._tools = tools
-        # Calculate[...] is clear enough
-        self._folded = {name.casefold(): tool for name, tool in tools.items()}
-        self._usage = next(iter(tools.values())).usage
         self._steps: list[Step] = []
 
     def run(self, problem: Prompt, max_steps: int) -> ToolRun:
-        messages = self._opening(problem)
+        earlier, question = last_message(problem)
+        messages = [*earlier, *opening(self._tools, question)]
         try:
             for index in range(max_steps):
-                reply = _parse(self._conversation.ask(messages))
+                reply = self._ask(messages)
                 if reply.answer is not None:
                     return self._end(reply, "answer" if reply.marked else "unmarked")
-                observation = self._observe(reply)
+                observation = observe(self._tools, reply, self._plain)
                 self._steps.append(Step(reply.thought, reply.action, reply.argument, observation))
-                content = f"{_STOP} {observation}"
-                if index == max_steps - 1:
-                    content += "\n" + LAST_STEP
-                messages += [
-                    {"role": "assistant", "content": self._plain(reply.text)},
-                    {"role": "user", "content": content},
-                ]
-            return self._end(_parse(self._conversation.ask(messages), last=True), "steps")
+                text = self._plain(reply.text)
+                messages += exchange(text, observation, last=index == max_steps - 1)
+            return self._end(self._ask(messages, last=True), "steps")
         except Interrupted as exc:
             if not self._steps and exc.__cause__ is not None:
                 raise exc.__cause__ from None  # the problem itself is too long
-            return self._end(_Reply("", ""), exc.reason)
+            return self._end(Reply("", ""), exc.reason)
 
-    def _opening(self, problem: Prompt) -> list[Message]:
-        earlier, question = last_message(problem)
-        described = _described(self._tools)
+    def _ask(self, messages: Sequence[Message], *, last: bool = False) -> Reply:
+        generation = self._conversation.ask(messages)
+        return parse_reply(generation.answer, finished=generation.finish_reason == "stop", last=last)
 
-        def task(text: str) -> Message:
-            content = INSTRUCTIONS.format(tools=described, usage=self._usage, problem=text)
-            return {"role": "user", "content": content}
-
-        if not any(tool.function is calculate for tool in self._tools.values()):
-            return [*earlier, task(question)]
-        roles = ("assistant", "user", "assistant")
-        turns = [{"role": role, "content": text} for role, text in zip(roles, EXAMPLE, strict=True)]
-        return [*earlier, task(EXAMPLE_PROBLEM), *turns, task(question)]
-
-    def _end(self, reply: _Reply, reason: FinishReason) -> ToolRun:
+    def _end(self, reply: Reply, reason: FinishReason) -> ToolRun:
         conversation = self._conversation
         return ToolRun(
             reply.answer or "",
@@ -206,18 +200,48 @@ class _Loop:
             conversation.last,
         )
 
-    def _observe(self, reply: _Reply) -> str:
-        """Do what the model asked for; the result as plain text."""
-        if not reply.action:
-            return NO_ACTION.format(usage=self._usage)
-        tool = self._tools.get(reply.action) or self._folded.get(reply.action.casefold())
-        if tool is None:
-            text = f"Error: there is no tool {reply.action}. The tools: {', '.join(self._tools)}"
-        else:
-            text = tool.call(reply.argument)
-        # twice: breaking markers makes a text longer
-        text = _MARKER.sub(r"\1\2 -", _shortened(text))
-        return _shortened(self._plain(text)).strip() or "(nothing)"
+
+def opening(tools: Mapping[str, ToolFunction], question: str) -> list[Message]:
+    """The turns before the model's first one: the task, behind an example when the calculator is among the tools."""
+
+    def task(text: str) -> Message:
+        content = INSTRUCTIONS.format(tools=_described(tools), usage=_usage_of(tools), problem=text)
+        return {"role": "user", "content": content}
+
+    if not any(tool.function is calculate for tool in tools.values()):
+        return [task(question)]
+    roles = ("assistant", "user", "assistant")
+    turns = [{"role": role, "content": text} for role, text in zip(roles, EXAMPLE, strict=True)]
+    return [task(EXAMPLE_PROBLEM), *turns, task(question)]
+
+
+def _usage_of(tools: Mapping[str, ToolFunction]) -> str:
+    """How the first tool is called, as an example of all."""
+    return next(iter(tools.values())).usage
+
+
+def observe(tools: Mapping[str, ToolFunction], reply: Reply, plain: Callable[[str], str] = str) -> str:
+    """Do what a reply asks for; the result as text of at most 2,000 characters, without the loop's own markers.
+
+    `plain` makes it safe for the model's prompt, as `PlainText` does.
+    """
+    if not reply.action:
+        return NO_ACTION.format(usage=_usage_of(tools))
+    folded = {name.casefold(): tool for name, tool in tools.items()}  # Calculate[...] is clear enough
+    tool = tools.get(reply.action) or folded.get(reply.action.casefold())
+    if tool is None:
+        text = f"Error: there is no tool {reply.action}. The tools: {', '.join(tools)}"
+    else:
+        text = tool.call(reply.argument)
+    # twice: breaking markers makes a text longer
+    text = _MARKER.sub(r"\1\2 -", _shortened(text))
+    return _shortened(plain(text)).strip() or "(nothing)"
+
+
+def exchange(text: str, observation: str, *, last: bool) -> list[Message]:
+    """What the model wrote and what it is told; after the `last` step also that it must answer now."""
+    content = f"{STOP} {observation}" + (f"\n{LAST_STEP}" if last else "")
+    return [{"role": "assistant", "content": text}, {"role": "user", "content": content}]
 
 
 def _shortened(text: str) -> str:
@@ -227,7 +251,7 @@ def _shortened(text: str) -> str:
     return text[: _MAX_OBSERVATION - len(end)] + end
 
 
-class _Reply(NamedTuple):
+class Reply(NamedTuple):
     """What the model wrote: an answer, an action, or neither."""
 
     text: str
@@ -239,9 +263,12 @@ class _Reply(NamedTuple):
     marked: bool = True
 
 
-def _parse(generation: Generation, *, last: bool = False) -> _Reply:
-    """Read a generation; the first marker counts. With `last`, everything is an answer."""
-    text = generation.answer.strip()
+def parse_reply(text: str, *, finished: bool = True, last: bool = False) -> Reply:
+    """Read what a model wrote; the first marker counts.
+
+    Without any marker a text is an answer when the model was `finished` with it. With `last`, everything is one.
+    """
+    text = text.strip()
     if match := _OBSERVATION.search(text):  # made up; the stop string ends it in this spelling only
         text = text[: match.start()].rstrip()
     final = _FINAL.search(text)
@@ -249,13 +276,13 @@ def _parse(generation: Generation, *, last: bool = False) -> _Reply:
         final = None
     call = None if last else _find_call(text)
     if final and (call is None or final.start() < call.start):
-        return _Reply(text, _thought(text[: final.start()]), answer=answer)
+        return Reply(text, _thought(text[: final.start()]), answer=answer)
     if call:
-        return _Reply(text[: call.end], _thought(text[: call.start]), call.name, call.argument)
+        return Reply(text[: call.end], _thought(text[: call.start]), call.name, call.argument)
     thought = _thought(text)
-    if last or (text and generation.finish_reason == "stop" and not _MARKED.search(text)):
-        return _Reply(text, "", answer=_before_next(_FINAL.sub("", thought)), marked=False)
-    return _Reply(text, thought)
+    if last or (text and finished and not _MARKED.search(text)):
+        return Reply(text, "", answer=_before_next(_FINAL.sub("", thought)), marked=False)
+    return Reply(text, thought)
 
 
 def _before_next(text: str) -> str:

@@ -7,6 +7,7 @@ repeat its mistake, and then writes the answer again with those checks before it
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Unpack
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from edge_distill_runtime.generation.options import GenerationOptions
     from edge_distill_runtime.model import Generation
 
-__all__ = ["Check", "Verification", "verify_answer"]
+__all__ = ["Check", "Verification", "answers_differ", "parse_questions", "revision_prompt", "verify_answer"]
 
 Outcome = Literal["revised", "no-questions", "no-answer", "context", "cancelled", "deadline"]
 
@@ -129,7 +130,7 @@ class _Verifier:
     def _questions(self, count: int) -> list[str]:
         prompt = PLAN.format(problem=self._problem, draft=self._working, count=count)
         plan = self._conversation.ask(self._messages(prompt), answer_format=None)
-        return _parse_questions(self._plain(plan.answer), count)
+        return parse_questions(self._plain(plan.answer), count)
 
     def _check(self, question: str) -> Check:
         prompt = CHECK.format(problem=self._problem, question=question)
@@ -137,13 +138,12 @@ class _Verifier:
         return Check(question, self._plain(reply.answer).strip())
 
     def _revised(self) -> Verification:
-        checks = "\n".join(f"Q: {check.question}\nA: {check.answer}" for check in self._checks)
-        prompt = REVISE.format(problem=self._problem, draft=self._working, checks=checks)
+        prompt = revision_prompt(self._problem, self._working, self._checks)
         revision = self._conversation.ask(self._messages(prompt))
         revised = revision.answer.strip()
         if not revised:
             return self._kept("no-answer")
-        return self._result(revised, _differ(self._answer, revised), "revised", revision)
+        return self._result(revised, answers_differ(self._answer, revised), "revised", revision)
 
     def _kept(self, outcome: Outcome) -> Verification:
         return self._result(self._answer, False, outcome, None)
@@ -158,7 +158,13 @@ class _Verifier:
         return [*self._earlier, {"role": "user", "content": prompt}]
 
 
-def _differ(draft: str, revised: str) -> bool:
+def revision_prompt(problem: str, draft: str, checks: Sequence[Check]) -> str:
+    """What asks for the answer again, with the checks of the draft before it."""
+    answered = "\n".join(f"Q: {check.question}\nA: {check.answer}" for check in checks)
+    return REVISE.format(problem=problem, draft=draft, checks=answered)
+
+
+def answers_differ(draft: str, revised: str) -> bool:
     """Whether two texts end in different answers; without any, whether they are different texts."""
     first, second = parse_answer(draft), parse_answer(revised)
     if first == second == UNPARSED:
@@ -166,7 +172,7 @@ def _differ(draft: str, revised: str) -> bool:
     return first != second
 
 
-def _parse_questions(text: str, count: int) -> list[str]:
+def parse_questions(text: str, count: int) -> list[str]:
     """The lines that are questions, without numbers and bullets, each one once."""
     questions: dict[str, str] = {}
     for line in text.splitlines():
