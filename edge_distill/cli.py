@@ -55,6 +55,7 @@ VERBS = {
         "Make the student that distillation trains: the teacher itself, one cut from it, or a fresh one",
         "export",
     ),
+    "distill": Verb("edge_distill.distil.distill:distill", "Train a student by a recipe", "distill"),
     "env": Verb("edge_distill.env:env", "Print versions, CPU and memory for a bug report", ""),
 }
 

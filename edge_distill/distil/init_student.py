@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from edge_distill.distil.chat_form import set_thinking_form
 from edge_distill.distil.cutting import (
     block_influence,
     channel_scores,
@@ -80,6 +81,9 @@ def init_student(
         bool, "Keep what matters on text; otherwise evenly spaced layers, channels by their weights"
     ] = False,
     traces: Annotated[Path | None, "Traces (JSON Lines) to measure on; by default built-in problems"] = None,
+    think: Annotated[
+        bool, "Give it a chat form with reasoning between <think> and </think> (ChatML)"
+    ] = False,
     seed: Annotated[int, "Of the weights of a new model"] = 0,
 ) -> Student:
     """Make the student that distillation trains, as a Hugging Face directory.
@@ -95,6 +99,8 @@ def init_student(
         )
     with stage("Loading the teacher"):
         source = load_checkpoint(teacher)
+    if think:
+        set_thinking_form(source.tokenizer)
     config = source.config
     count = _within("layers", layers, config.num_hidden_layers, 1, fresh)
     width = _within("ffn", ffn, config.intermediate_size, BLOCK_SIZE, fresh)

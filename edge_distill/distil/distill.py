@@ -1,0 +1,275 @@
+"""`edge-distill distill`: train a student by a recipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from edge_distill.distil.dataset import Dataset, load_dataset
+from edge_distill.distil.recipe import Recipe, load_recipe, to_yaml
+from edge_distill.distil.snapshots import last_complete
+from edge_distill.distil.teacher import LogitsTeacher, open_logits_teacher
+from edge_distill_export.artifact import prepare
+from edge_distill_export.bundle import publish, staged
+from edge_distill_export.checkpoint import Checkpoint, load_checkpoint
+from edge_distill_export.families import linear_names
+from edge_distill_export.progress import stage
+from edge_distill_runtime.bundles.files import sha256_of
+from edge_distill_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import TrainingArguments
+
+__all__ = ["Distilled", "distill", "train"]
+
+STUDENT = "student"
+RECIPE = "recipe.yaml"
+LINEAGE = "distill.json"
+METRICS = "metrics.jsonl"
+_TIMES = 10  # a run is validated and saved so often by default
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A trained student in its place."""
+
+    path: str
+    steps: int
+    examples: int
+    left_out: dict[str, int]
+    """Traces that could not be used, by reason."""
+    tokens: int
+    """Tokens with a loss in the examples, once through."""
+    resumed_from: int
+    """The step of the checkpoint that the run went on from; 0 for a run from the beginning."""
+    loss: float | None
+    """The last training loss that was logged."""
+    validation: dict[str, float] | None
+    """The last losses on the validation traces: eval_loss, eval_reasoning, eval_answer."""
+    seconds: float
+    """Of training in this process."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def render(self, console: Console) -> None:
+        left = (
+            f" ({', '.join(f'{n} {why}' for why, n in self.left_out.items())} left out)"
+            if self.left_out
+            else ""
+        )
+        console.print(f"{self.steps} steps on {self.examples} traces{left}, {self.tokens} tokens with a loss")
+        if self.resumed_from:
+            console.print(f"resumed from step {self.resumed_from}")
+        if self.loss is not None:
+            console.print(f"loss {self.loss:.4f}, {self.seconds:.0f} s")
+        if self.validation:
+            parts = {name.removeprefix("eval_"): value for name, value in self.validation.items()}
+            console.print("validation: " + ", ".join(f"{name} {value:.4f}" for name, value in parts.items()))
+        console.print(self.path)
+
+
+def distill(
+    recipe: Annotated[Path, "A recipe (YAML); recipes/ holds examples"],
+    overrides: Annotated[list[str] | None, "Changes to it, such as training.learning_rate=3e-4"] = None,
+    *,
+    restart: Annotated[bool, "Throw an earlier run of this folder away and begin again"] = False,
+) -> Distilled:
+    """Train a student by a recipe; the same command goes on where a killed run stopped.
+
+    On many GPUs: `accelerate launch -m edge_distill distill RECIPE`.
+    """
+    return train(load_recipe(recipe, overrides or ()), restart=restart)
+
+
+def train(recipe: Recipe, *, restart: bool = False) -> Distilled:
+    """Train by a recipe that has been read; see `distill`.
+
+    Raises `InputError` when the folder holds a finished run, or one by another recipe, and `TrainingFailed` at the
+    first step whose loss or gradient is not finite.
+    """
+    from edge_distill.distil.engine import training_arguments
+
+    arguments = training_arguments(recipe, recipe.out / "checkpoints")
+    is_main = arguments.process_index == 0
+    with arguments.main_process_first(desc="preparing the folder"):
+        if is_main:
+            _prepare_folder(recipe, restart)
+    with stage("Loading the student"):
+        checkpoint = load_checkpoint(recipe.student)
+    source = prepare(checkpoint, min(recipe.context, checkpoint.config.max_position_embeddings))
+    with stage("Reading traces"):
+        dataset, validation = (
+            load_dataset(
+                paths,
+                source.style,
+                checkpoint.tokenizer,
+                context=source.context_length,
+                granularity=recipe.granularity,
+                keep_wrong=recipe.keep_wrong,
+            )
+            if paths
+            else None
+            for paths in (recipe.traces, recipe.validation)
+        )
+    assert dataset is not None  # the recipe demands a file
+    _check_enough(dataset, recipe.training.batch_size)
+    teacher = _teacher(recipe, checkpoint, dataset, validation, arguments)
+    return _run(recipe, checkpoint, dataset, validation, teacher, arguments)
+
+
+def _prepare_folder(recipe: Recipe, restart: bool) -> None:
+    """Make the run's folder with the resolved recipe; what is there already must belong to the same recipe."""
+    out, text = recipe.out, to_yaml(recipe)
+    if restart:
+        for path in (out / "checkpoints", out / STUDENT):
+            shutil.rmtree(path, ignore_errors=True)
+        for name in (RECIPE, METRICS):
+            (out / name).unlink(missing_ok=True)
+    if (out / STUDENT).exists():
+        raise InputError(
+            "finished",
+            f"{out / STUDENT} is there already",
+            "choose another out=FOLDER, or train again with --restart",
+        )
+    if (out / RECIPE).exists() and (out / RECIPE).read_text("utf-8") != text:
+        raise InputError(
+            "other-recipe",
+            f"{out} holds a run by another recipe",
+            f"compare with {out / RECIPE}; choose another out=FOLDER, or begin again with --restart",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / RECIPE).write_text(text, "utf-8")
+
+
+def _check_enough(dataset: Dataset, batch_size: int) -> None:
+    if len(dataset) < batch_size:
+        raise InputError(
+            "too-few-traces",
+            f"{len(dataset)} traces are fewer than a batch of {batch_size}",
+            "give more traces, or a smaller training.batch_size",
+        )
+
+
+def _teacher(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    validation: Dataset | None,
+    arguments: TrainingArguments,
+) -> LogitsTeacher | None:
+    if recipe.teacher is None:
+        return None
+    import torch
+
+    loss = recipe.loss.loss()
+    temperature = next(span.temperature for span in (loss.reasoning, loss.answer) if span.needs_teacher)
+    with arguments.main_process_first(desc="caching the teacher's logits"):
+        return open_logits_teacher(
+            recipe.teacher,
+            checkpoint.tokenizer,
+            [*dataset.examples, *(validation.examples if validation else ())],
+            temperature=temperature,
+            batch_size=recipe.training.micro_batch_size,
+            device=arguments.device,
+            dtype=torch.bfloat16 if arguments.bf16 else torch.float32,
+            writes=arguments.process_index == 0,
+        )
+
+
+def _run(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    validation: Dataset | None,
+    teacher: LogitsTeacher | None,
+    arguments: TrainingArguments,
+) -> Distilled:
+    from transformers.trainer_utils import IntervalStrategy
+
+    from edge_distill.distil.engine import total_steps, with_adapters
+    from edge_distill.distil.trainer import DistillationTrainer
+
+    model: Any = checkpoint.model
+    if recipe.lora:
+        model = with_adapters(model, recipe.lora)
+    if recipe.quantize:
+        from edge_distill.distil.qat import quantize_aware
+
+        quantize_aware(model, linear_names(checkpoint.config), bits=int(recipe.quantize.removeprefix("int")))
+    steps = total_steps(recipe, len(dataset))
+    arguments.max_steps = steps
+    arguments.save_steps = recipe.training.save_every or max(1, steps // _TIMES)
+    arguments.eval_steps = recipe.training.evaluate_every or max(1, steps // _TIMES)
+    arguments.eval_strategy = IntervalStrategy.STEPS if validation else IntervalStrategy.NO
+    with stage("Training", steps) as advance:
+        trainer = DistillationTrainer(
+            model,
+            arguments,
+            loss=recipe.loss.loss(),
+            dataset=dataset,
+            validation=validation,
+            pad_id=checkpoint.tokenizer.pad_token_id or 0,
+            weights=recipe.steps.weights(),
+            teacher=teacher,
+            batch_size=recipe.training.batch_size,
+            metrics=recipe.out / METRICS,
+            advance=advance,
+        )
+        resumed = last_complete(recipe.out / "checkpoints")
+        result = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    history = trainer.state.log_history
+    last = next((entry for entry in reversed(history) if "eval_loss" in entry), None)
+    distilled = Distilled(
+        path=str(recipe.out / STUDENT),
+        steps=trainer.state.global_step,
+        examples=len(dataset),
+        left_out=dataset.left_out,
+        tokens=sum(kind in (1, 2) for example in dataset.examples for kind in example.kinds),
+        resumed_from=int(resumed.name.rpartition("-")[2]) if resumed else 0,
+        loss=next((entry["loss"] for entry in reversed(history) if "loss" in entry), None),
+        validation={name: last[name] for name in ("eval_loss", "eval_reasoning", "eval_answer")}
+        if last
+        else None,
+        seconds=result.metrics["train_runtime"],
+    )
+    if trainer.is_world_process_zero():
+        _save(recipe, checkpoint, trainer.accelerator.unwrap_model(trainer.model), distilled)
+    trainer.accelerator.wait_for_everyone()
+    return distilled
+
+
+def _save(recipe: Recipe, checkpoint: Checkpoint, model: Any, distilled: Distilled) -> None:
+    """Put the student into its place, whole; float32, adapters merged, the grid's weights exactly on the grid."""
+    import torch
+
+    with stage("Writing the student"), staged(recipe.out / STUDENT) as directory:
+        if recipe.lora:
+            model = model.merge_and_unload()
+        if recipe.quantize:
+            from edge_distill.distil.qat import bake
+
+            bake(model)
+        model.to(torch.float32).save_pretrained(directory)
+        checkpoint.tokenizer.save_pretrained(directory)
+        lineage = {
+            **distilled.to_dict(),
+            "path": STUDENT,
+            "student": checkpoint.lineage,
+            "traces": {str(path): sha256_of(path)[1] for path in (*recipe.traces, *recipe.validation)},
+            "quantize": recipe.quantize,
+        }
+        (directory / LINEAGE).write_text(json.dumps(lineage, indent=2), "utf-8")
+        (directory / RECIPE).write_text(to_yaml(recipe), "utf-8")
+        for path in directory.iterdir():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        publish(directory, recipe.out / STUDENT)
