@@ -2,14 +2,13 @@
 
     python -m edge_distill_bench.memory BUNDLE... [--contexts 512 2048] [--rounds 1]
 
-Every number is the peak resident size (VmHWM) of a fresh process. `predicted` is what `load` expects and refuses by;
-`before` is what Python and numpy take before anything is loaded.
+`peak` is the peak resident size (VmHWM) of a fresh process, `pss` the highest proportional size that was sampled,
+`predicted` what `load` expects and refuses by, `before` what Python and numpy take before anything is loaded.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,15 @@ from statistics import median
 from typing import Any
 
 from edge_distill_bench.measure import check_counts, command_line, print_table, report
+from edge_distill_bench.processes import run_module, watch
+from edge_distill_bench.results import MemoryFigures
 from edge_distill_runtime import BackendError
-from edge_distill_runtime.bundles.manifest import read_manifest
+from edge_distill_runtime.bundles.opening import find
 from edge_distill_runtime.engines.memory import cache_bytes, needed_memory
 
 __all__ = ["MemoryResult", "compare_memory", "main"]
 
 _ALLOWANCE = 40_000_000
-_MODEL_FILES = (".gguf", ".onnx", ".onnx.data")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,21 @@ class MemoryResult:
     predicted: int
     peak: tuple[int, ...]
     before: tuple[int, ...]
+    pss: tuple[int, ...] | None
+    """None where the system does not say."""
+
+    @property
+    def figures(self) -> MemoryFigures:
+        """The same for results.json."""
+        return MemoryFigures(
+            context=self.context,
+            peak_rss=self.peak,
+            peak_pss=self.pss,
+            before=self.before,
+            predicted=self.predicted,
+            kv_bytes=self.cache,
+            file_bytes=self.file,
+        )
 
     @property
     def aim(self) -> int:
@@ -58,38 +73,37 @@ class MemoryResult:
 def compare_memory(bundle: Path | str, *, context: int, rounds: int = 1, threads: int) -> MemoryResult:
     """Load and fill a context of so many tokens in fresh processes."""
     check_counts(context=context, rounds=rounds)
-    manifest = read_manifest(Path(bundle))
-    sizes = {entry.path: entry.size for entry in manifest.files}
-    file = sum(size for path, size in sizes.items() if path.endswith(_MODEL_FILES))
+    model = find(Path(bundle))
+    manifest = model.manifest
     cache = cache_bytes(manifest.format, manifest.kv.bytes_per_token, context)
     found = [_measure(Path(bundle), context, threads) for _ in range(rounds)]
+    seen = [pss for _, pss in found if pss is not None]
     return MemoryResult(
         bundle=manifest.name,
         format=manifest.format,
         context=context,
-        file=file,
+        file=model.model_bytes,
         cache=cache,
         predicted=needed_memory(
             manifest.format,
-            model_bytes=file,
+            model_bytes=model.model_bytes,
             cache_bytes=cache,
-            tokenizer_bytes=sizes["tokenizer.json"],
+            tokenizer_bytes=model.tokenizer_bytes,
             vocab_size=manifest.vocab_size,
         ),
-        peak=tuple(one["peak"] for one in found),
-        before=tuple(one["before"] for one in found),
+        peak=tuple(one["peak"] for one, _ in found),
+        before=tuple(one["before"] for one, _ in found),
+        pss=tuple(seen) if len(seen) == rounds else None,
     )
 
 
-def _measure(bundle: Path, context: int, threads: int) -> dict[str, int]:
-    command = [sys.executable, "-m", "edge_distill_bench.memory_process", bundle, context, threads]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    if done.returncode:
-        raise BackendError("measure-failed", f"the measured process failed: {done.stderr[-300:]}")
-    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+def _measure(bundle: Path, context: int, threads: int) -> tuple[dict[str, int], int | None]:
+    """What the process said, and its highest proportional size."""
+    watched = watch(run_module("edge_distill_bench.memory_process", "fill", bundle, context, threads))
+    found: dict[str, int] = json.loads(watched.output.splitlines()[-1])
     if found["tokens"] < context:
         raise BackendError("measure-failed", f"it ended after {found['tokens']} of {context} tokens")
-    return found
+    return found, watched.peak_pss
 
 
 def _show(result: MemoryResult) -> None:
@@ -98,6 +112,7 @@ def _show(result: MemoryResult) -> None:
         "cache": result.cache,
         "aim": result.aim,
         "peak": median(result.peak),
+        **({"pss": median(result.pss)} if result.pss else {}),
         "before": median(result.before),
         "predicted": result.predicted,
     }

@@ -1,13 +1,13 @@
-"""The process that edge_distill_bench.memory measures: load a bundle, fill its context, say the peak."""
+"""A fresh process that loads a bundle and fills its context, or only loads it, and says what that took."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+import time
 from pathlib import Path
 
-from edge_distill_runtime import Model, load
+from edge_distill_runtime import load
 
 
 def resident_bytes(field: str) -> int:
@@ -19,21 +19,27 @@ def resident_bytes(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def main(bundle: str, context: int, threads: int) -> None:
-    """Half of the context is a prompt, the other half is decoded."""
+def fill(bundle: str, context: int, threads: int) -> dict[str, int]:
+    """Half of the context is a prompt, the other half is decoded; bytes, and the tokens that there were."""
+    from edge_distill_bench.measure import endless, text_of  # after the first reading
+    from edge_distill_bench.prompts import TRACE
+
     before = resident_bytes("VmRSS")
     with load(bundle, context=context, threads=threads) as model:
+        text = text_of(model, TRACE, context // 2)
         # no stop tokens: the context is to be full
-        endless = Model(
-            replace(model.manifest, stop_ids=()), model.backend, model.tokenizer, model.detokenizer
-        )
-        text = model.detokenizer.decode((model.encode(_TEXT, raw=True) * context)[: context // 2])
-        result = endless.generate(text, raw=True, max_tokens=context, temperature=0.0)
+        result = endless(model).generate(text, raw=True, max_tokens=context, temperature=0.0)
         tokens = result.prompt_tokens + len(result.tokens)
-    print(json.dumps({"before": before, "peak": resident_bytes("VmHWM"), "tokens": tokens}))
+    return {"before": before, "peak": resident_bytes("VmHWM"), "tokens": tokens}
 
 
-_TEXT = "Anna bakes 24 rolls every morning. On Monday she sells 17 of them and gives 3 to her neighbour. "
+def load_only(bundle: str, context: int, threads: int) -> dict[str, float]:
+    """Seconds of `load`: the engine's import, the files' hashes, the weights."""
+    start = time.perf_counter()
+    with load(bundle, context=context, threads=threads):
+        return {"load_seconds": time.perf_counter() - start}
+
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    work = {"fill": fill, "load": load_only}[sys.argv[1]]
+    print(json.dumps(work(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))

@@ -141,6 +141,8 @@ class LatencyResult:
     """Decode tokens per second at depth 0 by the number of threads."""
     included: str
     """What these times contain."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and why."""
 
 
 @dataclass(frozen=True)
@@ -297,6 +299,8 @@ class ArtifactResult:
     energy: EnergyResult | None = None
     accuracy: AccuracyResult | None = None
     fidelity: FidelityResult | None = None
+    notes: tuple[str, ...] = ()
+    """What could not be measured, and why."""
 
 
 @dataclass(frozen=True)
@@ -304,7 +308,7 @@ class SpeedRatio:
     """Median over the rounds of one artifact's speed divided by another's, measured in turn."""
 
     metric: str
-    """"decode/0", "prefill/512", "ttft"; above 1 the first is faster."""
+    """"decode/0", "prefill/512", "ttft", "load"; above 1 the first is faster."""
     first: str
     second: str
     ratio: Estimate
@@ -322,8 +326,8 @@ class GateLine:
     passed: bool
     text: str
     """What was found and why it passes or fails, as a sentence."""
-    interval: tuple[float, float] | None = None
-    """95 %; None where the value alone decides."""
+    interval: tuple[float | None, float | None] | None = None
+    """95 %, an end None where too few rounds give it none; None where the value alone decides."""
 
 
 @dataclass(frozen=True)

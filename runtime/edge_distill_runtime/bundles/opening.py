@@ -16,7 +16,7 @@ from edge_distill_runtime.engines.memory import cache_bytes, needed_memory
 from edge_distill_runtime.errors import BundleError, InputError, ResourceError
 from edge_distill_runtime.text.detokenizer import Detokenizer, load_tokenizer
 
-__all__ = ["Opened", "open_model"]
+__all__ = ["Opened", "find", "open_model"]
 
 _OPTIONS = ("cache_tokens",)
 
@@ -61,7 +61,7 @@ def open_model(
 def _open(
     path: Path, context: int | None, threads: int | None, options: Mapping[str, Any], isolate: bool
 ) -> Opened:
-    found = _find(path, isolate)
+    found = find(path, isolate=isolate)
     manifest = found.manifest
     context = found.default_context if context is None else context
     if not 1 <= context <= manifest.context_length:
@@ -88,7 +88,8 @@ def _open(
     return Opened(manifest, backend, texts.tokenizer, texts.detokenizer, texts.model_hash, found.notes)
 
 
-def _find(path: Path, isolate: bool) -> Found:
+def find(path: Path, *, isolate: bool = False) -> Found:
+    """What lies at `path`, its settings read and checked, no weight loaded; `InputError` when it is no model."""
     if path.is_dir():
         from edge_distill_runtime.bundles.genai_folder import CONFIG_NAME, find_genai_folder
 
