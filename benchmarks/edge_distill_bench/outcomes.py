@@ -44,20 +44,26 @@ def majority(rows: Sequence[Row]) -> Outcome:
     A sample that was cut off has no vote, whatever it says, nor has one without an answer. Where nobody votes, the
     verdict is what most samples are: "cut off" or "unparsed". A single sample keeps its own verdict.
     """
-    votes = [(row, UNPARSED if row.verdict == "cut off" else normalize_answer(row.answer)) for row in rows]
-    leader = tally(Vote(answer) for _, answer in votes).leader
-    if leader is None:
-        cut = sum(row.verdict == "cut off" for row in rows)
-        verdict: Verdict = "cut off" if 2 * cut >= len(rows) else "unparsed"
+    if len(rows) == 1:
+        verdict, answer = rows[0].verdict, "" if rows[0].verdict == "cut off" else rows[0].answer
     else:
-        verdict = next(row.verdict for row, answer in votes if answer == leader)
+        verdict, answer = _vote(rows)
     return Outcome(
         id=rows[0].id,
         verdict=verdict,
-        answer="" if leader is None else leader.display,
+        answer=answer,
         tokens=sum(row.tokens for row in rows),
         seconds=max(row.prompt_seconds + row.seconds for row in rows),
     )
+
+
+def _vote(rows: Sequence[Row]) -> tuple[Verdict, str]:
+    votes = [UNPARSED if row.verdict == "cut off" else normalize_answer(row.answer) for row in rows]
+    leader = tally(map(Vote, votes)).leader
+    if leader is None:
+        cut = sum(row.verdict == "cut off" for row in rows)
+        return ("cut off" if 2 * cut >= len(rows) else "unparsed"), ""
+    return next(row.verdict for row, vote in zip(rows, votes, strict=True) if vote == leader), leader.display
 
 
 def flip(before: Outcome, after: Outcome) -> Flip:

@@ -20,10 +20,12 @@ __all__ = [
     "Equivalence",
     "Estimate",
     "Pairs",
+    "clustered_mean",
     "difference",
     "equivalence",
     "mcnemar",
     "median_ratio",
+    "quantile_interval",
     "retention",
     "wilson",
 ]
@@ -135,12 +137,7 @@ def mcnemar(pairs: Pairs) -> float:
     """
     trials = pairs.only_first + pairs.only_second
     fewer = min(pairs.only_first, pairs.only_second)
-    log_half = trials * math.log(2)
-    tail = math.fsum(
-        math.exp(math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) - log_half)
-        for k in range(fewer + 1)
-    )
-    return min(1.0, 2 * tail)
+    return min(1.0, 2 * math.fsum(_binomial(k, trials, 0.5) for k in range(fewer + 1)))
 
 
 def difference(pairs: Pairs, *, confidence: float = 0.95) -> Estimate:
@@ -201,6 +198,45 @@ def median_ratio(
     )
     low, high = _percentiles(medians, confidence)
     return Estimate(float(np.median(ratios)), low, high, confidence)
+
+
+def quantile_interval(
+    values: Sequence[float], share: float, *, confidence: float = 0.95
+) -> tuple[float | None, float | None]:
+    """A quantile's interval from order statistics, whatever the distribution (Conover 1999, section 3.2).
+
+    Either end errs in at most half of 1 - `confidence` of all cases. None where there are too few values for an end:
+    six give the median both, 72 give the 95th percentile an upper one.
+    """
+    if not values or not 0 < share < 1:
+        raise InputError("bad-quantile", f"{share} of {len(values)} values", "give values, and 0 < share < 1")
+    ordered, tail = sorted(values), _tail(confidence)
+    # how many values lie below the quantile is binomial
+    chances = [_binomial(k, len(ordered), share) for k in range(len(ordered) + 1)]
+    below = [rank for rank in range(len(ordered)) if math.fsum(chances[: rank + 1]) <= tail]
+    above = [rank for rank in range(len(ordered)) if math.fsum(chances[rank + 1 :]) <= tail]
+    return ordered[below[-1]] if below else None, ordered[above[0]] if above else None
+
+
+def clustered_mean(
+    sums: ArrayLike, counts: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """Mean over all tokens, with a percentile bootstrap over the texts that they belong to: sum and number of each.
+
+    Texts, because tokens of one text are alike (Field and Welsh 2007, JRSS B 69: the cluster bootstrap).
+    """
+    totals, sizes = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    if totals.ndim != 1 or totals.shape != sizes.shape or not totals.size or not (sizes > 0).all():
+        raise InputError("bad-clusters", f"shapes {totals.shape} and {sizes.shape}", "give texts with tokens")
+    drawn = np.random.default_rng(seed).integers(0, totals.size, (resamples, totals.size))
+    low, high = _percentiles(totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), confidence)
+    return Estimate(float(totals.sum() / sizes.sum()), low, high, confidence)
+
+
+def _binomial(k: int, trials: int, share: float) -> float:
+    """Chance of k successes in so many trials; 0 < share < 1."""
+    ways = math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
+    return math.exp(ways + k * math.log(share) + (trials - k) * math.log1p(-share))
 
 
 def _two_sided_z(confidence: float) -> float:
