@@ -192,6 +192,15 @@ class Model:
             return f"{text}{opening}\n{markers.close}\n\n", False
         return text, inside
 
+    def _begin(self, text: str, inside: bool, reasoning: str) -> tuple[str, bool]:
+        """The prompt with the beginning of the reasoning, and whether it ends inside of it."""
+        markers = self.manifest.reasoning
+        if markers is not None and not inside:
+            text += markers.open
+        if markers is not None and not text.endswith("\n"):
+            text += "\n"
+        return text + reasoning, markers is not None
+
     # -- generating -----------------------------------------------------------------------------------------
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Generation:
@@ -231,15 +240,20 @@ class Model:
             self.engine.close_job(job)
 
     def prepare(
-        self, prompt: Prompt, n: int, options: GenerationOptions, *, first: int = 0
+        self, prompt: Prompt, n: int, options: GenerationOptions, *, first: int = 0, begun: str = ""
     ) -> tuple[list[int], list[Decoding]]:
-        """Token ids of the prompt and `n` decodings for the engine, numbered from `first` on."""
+        """Token ids of the prompt and `n` decodings for the engine, numbered from `first` on.
+
+        `begun` is a reasoning that the model goes on with; without markers it just follows the prompt.
+        """
         settings = resolve(options, self.manifest)
         most = self.backend.max_sequences - 1  # the prompt itself is a sequence while others begin
         if not 1 <= n <= most:
             raise InputError("bad-samples", f"{n} samples were asked for", f"ask for 1 to {most}")
         text, raw = self._prompt_text(prompt, settings.raw)
         text, inside = self._steer(text, settings)
+        if begun:
+            text, inside = self._begin(text, inside, begun)
         self._refuse_far_too_long(text)
         tokens = self._tokenize(text, raw)
         if not tokens:

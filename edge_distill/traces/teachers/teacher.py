@@ -83,7 +83,7 @@ class Written:
 
 
 class Teacher(Protocol):
-    """Writes; `open_teacher` opens one."""
+    """Writes; `opening.open_teacher` opens one."""
 
     @property
     def name(self) -> str:
