@@ -32,6 +32,7 @@ class Grade:
     answer: Answer
     reason: str = ""
     """Why there is no verdict, when math-verify hung or died."""
+    judge: Literal["exact", "math-verify"] = "exact"
 
 
 def grade(text: str, gold: str, *, seconds: float = 5.0) -> Grade:
@@ -60,8 +61,8 @@ def grade(text: str, gold: str, *, seconds: float = 5.0) -> Grade:
     try:
         equal = is_equal(gold, extracted.raw, seconds=seconds)
     except NoVerdict as exc:
-        return Grade("unparsed", answer, str(exc))
-    return Grade("right" if equal else "wrong", answer)
+        return Grade("unparsed", answer, str(exc), "math-verify")
+    return Grade("right" if equal else "wrong", answer, judge="math-verify")
 
 
 def _is_mathematics(text: str) -> bool:

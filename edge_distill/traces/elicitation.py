@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge_distill.traces.teachers.teacher import Request, Sampling, Teacher, Written
+from edge_distill.traces.trace import answer_turn
 from edge_distill_bench.tasks import Problem
 
 __all__ = ["Candidate", "Elicit", "Scorer", "candidate_of", "described", "draw"]
@@ -61,7 +62,7 @@ def candidate_of(request: Request, written: Written, problem: Problem, sampling:
     """The attempt that a single answer is."""
     messages = (
         {"role": "user", "content": problem.problem},
-        {"role": "assistant", "content": written.text, "reasoning_content": written.reasoning},
+        answer_turn(written.text, written.reasoning),
     )
     notes = {"error": written.error} if written.error else {}
     return Candidate(

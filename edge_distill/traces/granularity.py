@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Literal
 
 from edge_distill.traces.checker import Statement, find_statements
 from edge_distill.traces.statement_tokens import clauses
-from edge_distill.traces.trace import Step
+from edge_distill.traces.trace import Step, Trace, answer_turn
 from edge_distill_runtime.reasoning.answers import normalize_answer
 
-__all__ = ["Granularity", "compress"]
+__all__ = ["Granularity", "compress", "compress_trace"]
 
 Granularity = Literal["full", "compact", "critical", "answer"]
 
@@ -68,6 +69,42 @@ def compress(steps: Sequence[Step], answer: str, level: Granularity) -> tuple[St
                 kept.add(at)
                 waiting.extend(sources[at])
     return tuple(step for i, step in enumerate(steps) if i in kept)
+
+
+def compress_trace(trace: Trace, level: Granularity) -> Trace:
+    """The trace with the steps that a level keeps, in reasoning and messages too; `sampling` says which level.
+
+    Turns with tools are kept, for what a tool said is needed later, save for `answer`, which has only the problem and
+    the answer. The steps of the trace must be those of its text.
+    """
+    users = [i for i, turn in enumerate(trace.messages) if turn["role"] == "user"]
+    acting = any(turn["role"] == "assistant" for turn in trace.messages[:-1])
+    before = trace.messages[:-1]
+    steps = trace.steps if acting else compress(trace.steps, trace.answer, level)
+    if level == "answer":
+        steps, before = (), trace.messages[: users[0] + 1]
+    reasoning = trace.reasoning
+    if len(steps) < len(trace.steps) or level == "answer":
+        reasoning = _text_of(steps, trace.reasoning)
+    return replace(
+        trace,
+        steps=tuple(steps),
+        reasoning=reasoning,
+        messages=(*before, answer_turn(trace.messages[-1]["content"], reasoning)),
+        sampling=trace.sampling | {"granularity": level},
+    )
+
+
+def _text_of(steps: Sequence[Step], reasoning: str) -> str:
+    """The steps as they stand in a reasoning: on one line where no line ended between them."""
+    text, at = "", 0
+    for step in steps:
+        start = reasoning.index(step.text, at)
+        if text:
+            text += "\n" if "\n" in reasoning[at:start] else " "
+        text += step.text
+        at = start + len(step.text)
+    return text
 
 
 def _sources(flows: Sequence[_Flow]) -> list[set[int]]:

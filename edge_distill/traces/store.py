@@ -19,13 +19,13 @@ from typing import Any, Self
 from edge_distill.traces.trace import MAX_LINE, Trace, lines_of, parse_line, to_line
 from edge_distill_runtime.errors import InputError, ResourceError
 
-__all__ = ["Rejects", "TraceStore"]
+__all__ = ["KeyedLines", "Rejects", "TraceStore"]
 
 _SYNC_SECONDS = 1.0  # what a power failure may cost; a kill costs nothing
 _REMEDY = "free some space or choose another folder; what was written before is safe"
 
 
-class _KeyedLines:
+class KeyedLines:
     """A JSON Lines file with one writer, and the keys of the lines that it holds."""
 
     def __init__(self, path: Path, key_of: Callable[[bytes], str]) -> None:
@@ -136,21 +136,23 @@ class _KeyedLines:
         self.close()
 
 
-class TraceStore(_KeyedLines):
+class TraceStore(KeyedLines):
     """The output of a run: `id in store` says what need not be asked again. Safe to use from many threads.
 
-    Raises `ResourceError("locked")` while somebody else writes to `path`, `InputError` when a line is no trace.
+    Traces with the same `key` stand there once. Raises `ResourceError("locked")` while somebody else writes to
+    `path`, `InputError` when a line is no trace.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, lambda line: parse_line(line).id)
+    def __init__(self, path: Path, key: Callable[[Trace], str] = lambda trace: trace.id) -> None:
+        self._key = key
+        super().__init__(path, lambda line: key(parse_line(line)))
 
     def add(self, trace: Trace) -> bool:
-        """Append a trace; False when one with its id is there already."""
-        return self._add(trace.id, to_line(trace))
+        """Append a trace; False when one with its key is there already."""
+        return self._add(self._key(trace), to_line(trace))
 
 
-class Rejects(_KeyedLines):
+class Rejects(KeyedLines):
     """`rejects.jsonl`: which lines of which input could not be used, and why; a second run adds none twice."""
 
     def __init__(self, folder: Path) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "Step",
     "Trace",
     "Verdict",
+    "answer_turn",
     "content_id",
     "make_trace",
     "parse_line",
@@ -56,7 +57,8 @@ class Trace:
     `reasoning_content`. `answer` is the value, the last message's `content` the text around it. `gold` is the right
     answer, `correct` whether `answer` is equal to it (None: not compared). `vote_share` is the part of the samples
     that gave this answer. `sampling` holds what the teacher was asked with (temperature, exemplars, ...), `verified`
-    says how the trace was checked: ("answer:exact", "steps:checker").
+    says how the trace was checked: ("answer:exact", "steps:checker"). `notes` are what came out beside it: the
+    problem's id and difficulty, why the teacher stopped when that was a limit, tool calls, ...
     """
 
     task: str
@@ -72,6 +74,7 @@ class Trace:
     sampling: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     verified: tuple[str, ...] = ()
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -85,12 +88,15 @@ def content_id(problem: str, teacher: str, sampling: Mapping[str, Any], seed: in
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
 
 
+def answer_turn(text: str, reasoning: str) -> dict[str, str]:
+    """The last message of a trace; without reasoning it has no key for it, as when it is read again."""
+    turn = {"role": "assistant", "content": text}
+    return turn | {"reasoning_content": reasoning} if reasoning else turn
+
+
 def make_trace(problem: str, reasoning: str, answer: str, *, task: str = "", **fields: Any) -> Trace:
     r"""A trace of one question, its answer's text being `\boxed{answer}`; `fields` are further ones of `Trace`."""
-    messages = (
-        {"role": "user", "content": problem},
-        {"role": "assistant", "content": rf"\boxed{{{answer}}}", "reasoning_content": reasoning},
-    )
+    messages = ({"role": "user", "content": problem}, answer_turn(rf"\boxed{{{answer}}}", reasoning))
     return Trace(task, problem, messages, reasoning, answer, **fields)
 
 
@@ -120,6 +126,7 @@ def _item(trace: Trace) -> dict[str, Any]:
         "sampling": trace.sampling,
         "seed": trace.seed,
         "verified": trace.verified,
+        **({"notes": trace.notes} if trace.notes else {}),
     }
 
 
@@ -222,9 +229,10 @@ def _trace(item: dict[str, Any]) -> Trace:
         correct=_correct(item.get("correct")),
         vote_share=_vote_share(item.get("vote_share")),
         teacher=_text(item, "teacher", ""),
-        sampling=_sampling(item.get("sampling")),
+        sampling=_object(item, "sampling"),
         seed=_seed(item.get("seed")),
         verified=tuple(_string(how, "verified") for how in _items(item, "verified")),
+        notes=_object(item, "notes"),
     )
     if item.get("id") not in (None, trace.id):
         raise _Bad(f"id: {str(item['id'])[:40]!r} is not that of the content, {trace.id!r}")
@@ -316,9 +324,10 @@ def _seed(value: Any) -> int | None:
     return value
 
 
-def _sampling(value: Any) -> dict[str, Any]:
+def _object(item: dict[str, Any], key: str) -> dict[str, Any]:
+    value = item.get(key)
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise _Bad(f"sampling: is {type(value).__name__}, not an object")
+        raise _Bad(f"{key}: is {type(value).__name__}, not an object")
     return value
