@@ -18,6 +18,7 @@ import numpy as np
 from edge_distill_export.progress import stage
 from edge_distill_runtime.errors import InputError
 from edge_distill_runtime.text.chat import ChatSegments, ReasoningMarkers, ReasoningParser, render
+from edge_distill_runtime.text.solution import solution_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -149,15 +150,11 @@ def prompt_text(trace: Trace, style: Style) -> str:
 def render_trace(trace: Trace, style: Style, tokenizer: PreTrainedTokenizerFast, context: int) -> Text:
     """Token ids of a trace; raises `InputError` when it does not fit the context."""
     prompt = prompt_text(trace, style)
-    if style.markers and trace.reasoning:
-        opened = _is_open(prompt, style)
-        before = f"{style.markers.open}\n" if not opened else "" if prompt.endswith("\n") else "\n"
-        reasoning = f"{before}{trace.reasoning}\n{style.markers.close}\n\n"
-    else:
-        reasoning = f"{trace.reasoning}\n" if trace.reasoning else ""
-    end = style.chat.assistant[1] if style.chat else style.end
+    reasoning, answer = solution_parts(
+        prompt, trace.reasoning, trace.answer, chat=style.chat, markers=style.markers, end=style.end
+    )
     encoded = tokenizer(
-        prompt + reasoning + trace.answer + end.rstrip(),
+        prompt + reasoning + answer,
         add_special_tokens=False,
         return_offsets_mapping=True,
     )

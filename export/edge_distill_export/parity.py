@@ -6,23 +6,23 @@ compared by KL(P || Q) in nats, by whether their likeliest tokens agree, and by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from edge_distill_export.calibration import Text
+from edge_distill_runtime.engines.forcing import Forcing
 from edge_distill_runtime.errors import BackendError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from edge_distill_runtime.engines.backend import Backend, Sequence
+    from edge_distill_runtime.engines.backend import Backend
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ class References:
         """Teacher-force a backend on all texts; the prompts only condition."""
         parts = []
         self._file.seek(0)
-        with closing(_Forced(backend)) as forced:
+        with closing(Forcing(backend)) as forcing:
             for text in self._texts:
                 reference = np.empty((len(text.tokens) - text.prompt, self._vocab_size), np.float32)
                 self._file.readinto(reference.data)  # type: ignore[attr-defined]
-                parts.append(_compare(reference, forced.logits(text), text))
+                parts.append(_compare(reference, forcing.logits(text.tokens, text.prompt), text))
                 advance()
         return summarize(parts)
 
@@ -110,42 +110,6 @@ def _log_probabilities(model: PreTrainedModel, text: Text) -> torch.Tensor:
         # The last position predicts nothing that is known.
         output = model(torch.tensor([text.tokens]), use_cache=False, logits_to_keep=rows + 1)
     return output.logits[0, :-1].float().log_softmax(-1)
-
-
-class _Forced:
-    """Teacher forcing of one text after the other in one sequence: what two of them begin with stays in its cache."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self._sequence: Sequence | None = None
-        self._past: list[int] = []
-
-    def logits(self, text: Text) -> Iterator[np.ndarray]:
-        """float32 [m, vocab] in chunks, together a row for each token after the prompt; valid until the next."""
-        backend, tokens = self._backend, text.tokens
-        sequence = self._after(tokens[: text.prompt])
-        yield sequence.logits[None]
-        for start in range(text.prompt, len(tokens) - 1, backend.max_sequences):
-            chunk = tokens[start : min(start + backend.max_sequences, len(tokens) - 1)]
-            yield backend.verify(sequence, chunk)
-        self._past = tokens[:-1]
-
-    def _after(self, prompt: list[int]) -> Sequence:
-        """The sequence holding just `prompt`, whose last token is always computed: its logits are wanted."""
-        same = (old == new for old, new in zip(self._past, prompt[:-1], strict=False))
-        shared = sum(takewhile(bool, same))
-        if self._sequence is None or not shared:
-            self.close()
-            self._sequence = self._backend.prefill(prompt)
-        else:
-            self._backend.rewind(self._sequence, shared)
-            self._backend.extend(self._sequence, prompt[shared:])
-        return self._sequence
-
-    def close(self) -> None:
-        if self._sequence is not None:
-            self._backend.release(self._sequence)
-            self._sequence = None
 
 
 def _compare(reference: np.ndarray, logits: Iterable[np.ndarray], text: Text) -> _Positions:

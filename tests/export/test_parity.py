@@ -10,9 +10,9 @@ import pytest
 
 from edge_distill_export.calibration import Text
 from edge_distill_export.checkpoint import load_checkpoint
-from edge_distill_export.parity import _Forced
 from edge_distill_runtime import load
 from edge_distill_runtime.engines.backend import Backend
+from edge_distill_runtime.engines.forcing import Forcing
 from tests.export.bundle_files import source_of, write_bundle
 from tests.random_models import save_checkpoint, variant_named
 
@@ -64,9 +64,9 @@ def test_every_row_is_as_if_the_text_stood_alone(backend: Backend) -> None:
         for text in TEXTS
     ]
     counting = Counting(backend)
-    forced = _Forced(counting)  # type: ignore[arg-type]
+    forced = Forcing(counting)  # type: ignore[arg-type]
     for text, expected in zip(TEXTS, alone, strict=True):
-        found = np.concatenate([chunk.copy() for chunk in forced.logits(text)])
+        found = np.concatenate([chunk.copy() for chunk in forced.logits(text.tokens, text.prompt)])
         assert found.shape == (len(text.tokens) - text.prompt, backend.vocab_size)
         # other batches sum in another order, and libllama rounds activations and cache to float16 (0.024 was
         # seen); a wrong past changes logits by 1 and more
@@ -78,8 +78,8 @@ def test_every_row_is_as_if_the_text_stood_alone(backend: Backend) -> None:
 
 def test_the_sequence_is_released(backend: Backend) -> None:
     for _ in range(backend.max_sequences + 1):
-        forced = _Forced(backend)
-        next(forced.logits(TEXTS[1]))
+        forced = Forcing(backend)
+        next(forced.logits(TEXTS[1].tokens, TEXTS[1].prompt))
         forced.close()
     sequences = [backend.prefill([1]) for _ in range(backend.max_sequences)]
     assert len({sequence.slot for sequence in sequences}) == backend.max_sequences
