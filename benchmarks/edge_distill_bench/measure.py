@@ -14,8 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from edge_distill_bench.results import Machine
 from edge_distill_runtime import EdgeDistillError, InputError, Model
-from edge_distill_runtime.engines.machine import usable_cpus
+from edge_distill_runtime.engines.machine import memory_limit, usable_cpus
 
 __all__ = [
     "Result",
@@ -27,6 +28,7 @@ __all__ = [
     "print_table",
     "report",
     "text_of",
+    "this_machine",
 ]
 
 T = TypeVar("T")
@@ -143,12 +145,24 @@ def document(name: str, results: Sequence[Any], load_average: float, threads: in
         # of the last minute before the start; above 0.5 something else was running
         "load_average": load_average,
         "machine": {"cpu": _cpu_name(), "usable_cpus": usable_cpus(), "system": platform.platform()},
-        "versions": {"python": platform.python_version()} | _versions(),
+        "versions": _versions(),
     }
 
 
+def this_machine() -> Machine:
+    """The same for results.json, as it is now."""
+    return Machine(
+        cpu=_cpu_name(),
+        cpus=usable_cpus(),
+        memory=memory_limit(),
+        system=platform.platform(),
+        versions=_versions(),
+        load=os.getloadavg()[0],
+    )
+
+
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = version(name)

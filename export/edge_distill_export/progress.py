@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from time import monotonic
 
-SECONDS_BETWEEN_LINES = 10.0
+from edge_distill_runtime.progress import Advance, lines
 
-Advance = Callable[..., None]
-"""`advance()` counts one unit of the stage's total, `advance(n)` counts n."""
+__all__ = ["Advance", "stage"]
 
 
 @contextmanager
@@ -20,7 +18,7 @@ def stage(name: str, total: int | None = None) -> Iterator[Advance]:
     `with stage("Quantizing layers", total=30) as advance:` and `advance()` after each layer. Without a total
     there is no estimate. A stage that fails says so and lets the exception pass.
     """
-    show = _bar if sys.stderr.isatty() else _lines
+    show = _bar if sys.stderr.isatty() else lines
     with show(name, total) as advance:
         yield advance
 
@@ -47,29 +45,3 @@ def _bar(name: str, total: int | None) -> Iterator[Advance]:
         task = progress.add_task(name, total=total)
         yield lambda count=1: progress.advance(task, count)
         progress.update(task, total=total or 1, completed=total or 1)
-
-
-@contextmanager
-def _lines(name: str, total: int | None) -> Iterator[Advance]:
-    started = last = monotonic()
-    done = 0
-
-    def say(text: str) -> None:
-        print(f"{name}: {text}", file=sys.stderr, flush=True)
-
-    def advance(count: int = 1) -> None:
-        nonlocal done, last
-        done += count
-        now = monotonic()
-        if total and now - last >= SECONDS_BETWEEN_LINES and done < total:
-            last = now
-            left = (now - started) / done * (total - done)
-            say(f"{done}/{total}, about {left:.0f} s left")
-
-    say("started")
-    try:
-        yield advance
-    except BaseException:
-        say(f"stopped after {monotonic() - started:.1f} s")
-        raise
-    say(f"{monotonic() - started:.1f} s")

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from edge_distill_export import progress
 from edge_distill_export.progress import stage
+from edge_distill_runtime import progress
 
 
 def test_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
