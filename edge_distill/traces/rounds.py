@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from edge_distill.traces.teachers.teacher import Request, Sampling, Teacher, Written
 from edge_distill_runtime.errors import BackendError
 
-__all__ = ["Ask", "Talk", "advance", "derived_seed"]
+__all__ = ["Ask", "Talk", "advance", "derived_seed", "plain_text"]
 
 _TOGETHER = 64  # conversations: what a kill can cost, and enough for a batch
 _MAX_TEXT = 50_000  # characters of an answer that are read; more is no answer to a step
@@ -92,11 +92,12 @@ def _asked(asks: dict[int, list[Ask]], teacher: Teacher) -> dict[int, list[Writt
 
 
 def _readable(written: Written) -> Written:
-    reasoning, text = _plain(written.reasoning), _plain(written.text)
+    reasoning, text = plain_text(written.reasoning), plain_text(written.text)
     if max(len(written.reasoning), len(written.text)) > _MAX_TEXT:
         return replace(written, reasoning=reasoning, text=text, finish_reason="length")
     return replace(written, reasoning=reasoning, text=text)
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
+    """The first 50,000 characters without control characters and lone surrogates; every end of a line is a new line."""
     return text[:_MAX_TEXT].replace("\r\n", "\n").translate(_CONTROLS).encode("utf-8", "replace").decode()
