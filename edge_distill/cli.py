@@ -50,6 +50,10 @@ VERBS = {
     "run": Verb("edge_distill.run:run", "Ask a bundle a question and stream the answer", "export"),
     "serve": Verb("edge_distill.serve:serve", "Serve a bundle over OpenAI's HTTP interface", "serve"),
     "demo": Verb("edge_distill.demo:demo", "Export, verify and ask a real model; print one table", "export"),
+    "traces": Verb(
+        "edge_distill.traces.writing:traces", "Write a teacher's checked traces of problems", "distill"
+    ),
+    "traces stats": Verb("edge_distill.traces.stats:summarize", "Count what a file of traces holds", ""),
     "init-student": Verb(
         "edge_distill.distil.init_student:init_student",
         "Make the student that distillation trains: the teacher itself, one cut from it, or a fresh one",
@@ -94,7 +98,8 @@ def _dispatch(arguments: list[str]) -> int:
     if not arguments:
         print(_help(), file=sys.stderr)
         return 2
-    name, options = arguments[0], arguments[1:]
+    words = _words(arguments)
+    name, options = " ".join(arguments[:words]), arguments[words:]
     if name in ("--help", "-h", "help"):
         print(_help())
         return 0
@@ -111,6 +116,11 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     _call(function, values)
     return 0
+
+
+def _words(arguments: list[str]) -> int:
+    """How many of them name the verb: "traces stats" are two."""
+    return 2 if " ".join(arguments[:2]) in VERBS else 1
 
 
 def _help() -> str:
@@ -229,7 +239,7 @@ def _report(exc: Exception, arguments: list[str]) -> int:
         import traceback
 
         traceback.print_exception(exc)
-    error = _translate(exc, arguments[0] if arguments else "")
+    error = _translate(exc, " ".join(arguments[: _words(arguments)]))
     line = re.sub(
         r"[\x00-\x1f\x7f-\x9f\s]+", " ", str(error)
     )  # one line, and no terminal codes from file names

@@ -77,12 +77,12 @@ def compress_trace(trace: Trace, level: Granularity) -> Trace:
     Turns with tools are kept, for what a tool said is needed later, save for `answer`, which has only the problem and
     the answer. The steps of the trace must be those of its text.
     """
-    users = [i for i, turn in enumerate(trace.messages) if turn["role"] == "user"]
     acting = any(turn["role"] == "assistant" for turn in trace.messages[:-1])
     before = trace.messages[:-1]
     steps = trace.steps if acting else compress(trace.steps, trace.answer, level)
     if level == "answer":
-        steps, before = (), trace.messages[: users[0] + 1]
+        steps = ()
+        before = ({"role": "user", "content": trace.problem},) if acting else before
     reasoning = trace.reasoning
     if len(steps) < len(trace.steps) or level == "answer":
         reasoning = _text_of(steps, trace.reasoning)

@@ -35,6 +35,7 @@ class Group:
 class TracesWritten:
     """A run's result. `requests_found` had been answered in an earlier run, `requests` were asked in this one.
 
+    `dropped` counts the `unanswered` too, of which no request brought an answer: another run asks them again.
     `kept_in_round[r]` problems were solved in round r + 1. `cut_off` and `failed` are samples: those that ended at a
     limit, and those that brought no answer. `bad_lines` of the sources stand in `rejects.jsonl`.
     """
@@ -45,6 +46,7 @@ class TracesWritten:
     problems: int
     kept: int
     dropped: int
+    unanswered: int
     kept_in_round: tuple[int, ...]
     samples: int
     cut_off: int
@@ -74,7 +76,7 @@ class TracesWritten:
             f"{self.tokens:,} tokens in {self.seconds:.0f} s"
         )
         if self.last_error:
-            console.print(f"the last failure: {self.last_error}")
+            console.print(f"{self.unanswered:,} problems without any answer; last failure: {self.last_error}")
         if self.bad_lines:
             console.print(f"{self.bad_lines:,} bad lines, see rejects.jsonl")
         if self.dropped:

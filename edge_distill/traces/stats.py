@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from edge_distill.traces.trace import Role, Verdict, read_traces
 from edge_distill_runtime.errors import InputError
@@ -83,7 +83,7 @@ class TraceStats:
             console.print(f"{end:>8,} {'█' * -(-count * _BAR // most) if most else ''} {count:,}")
 
 
-def summarize(path: Path) -> TraceStats:
+def summarize(path: Annotated[Path, "The file of traces, JSON Lines"]) -> TraceStats:
     """Read a file of traces once and count; raises `InputError` for a bad line or when there are no traces."""
     counts: dict[str, Counter[str]] = {
         name: Counter() for name in ("task", "teacher", "correct", "verified", "role", "verdict")

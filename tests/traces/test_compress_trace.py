@@ -49,6 +49,9 @@ def test_turns_with_tools_stay_save_for_the_answer_alone() -> None:
         short = compress_trace(acting, level)
         assert (short.messages, short.steps, short.reasoning) == (turns, acting.steps, TEXT)
     bare = compress_trace(acting, "answer")
-    assert [turn["role"] for turn in bare.messages] == ["system", "user", "assistant"]
+    assert bare.messages == (
+        {"role": "user", "content": "p"},
+        {"role": "assistant", "content": r"\boxed{17}"},
+    )
     assert (bare.reasoning, bare.steps) == ("", ())
     assert parse_line(to_line(bare)) == bare

@@ -1,0 +1,87 @@
+"""The ways of asking that the command line names, each made for one round of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from edge_distill.traces.chain_of_verification import verified
+from edge_distill.traces.elicitation import Candidate, Elicit
+from edge_distill.traces.few_shot import ExemplarPool
+from edge_distill.traces.react import react
+from edge_distill.traces.self_consistency import self_consistency
+from edge_distill.traces.teachers.solver import SolverTeacher
+from edge_distill.traces.teachers.teacher import Sampling, Teacher
+from edge_distill.traces.tree import tree_of_thoughts
+from edge_distill_bench.tasks import Problem
+from edge_distill_runtime.errors import InputError
+
+__all__ = ["Way", "WayName", "repeated"]
+
+WayName = Literal["chain", "tree", "react"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How problems are asked: `samples` attempts in a round, each with a seed of its own."""
+
+    name: WayName = "chain"
+    samples: int = 1
+    sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
+    seed: int = 0
+    exemplars: ExemplarPool = ExemplarPool()  # noqa: RUF009 - frozen
+    verify: bool = False
+
+    def check(self, teacher: Teacher) -> None:
+        """What cannot work, before anything is asked; raises `InputError`."""
+        solver = teacher.name == SolverTeacher.name
+        if self.samples < 1:
+            raise InputError("bad-samples", f"{self.samples} samples", "it must be at least 1")
+        if self.samples > 1 and self.sampling.temperature == 0:
+            raise InputError(
+                "bad-temperature", f"{self.samples} samples at temperature 0 are all the same", "raise it"
+            )
+        if solver and (self.name != "chain" or self.verify):
+            what = "--verify" if self.verify else f"--elicit {self.name}"
+            raise InputError(
+                "unfit-teacher", f"a solver cannot do {what}", "name a language model as teacher"
+            )
+        if self.name != "chain" and self.exemplars.count:
+            raise InputError(
+                "unused-few-shot", f"--elicit {self.name} takes no exemplars", "leave --few-shot out"
+            )
+        self.elicitation(0)  # the ways refuse what they cannot do
+
+    def rounds(self, teacher: Teacher, tries: int) -> int:
+        """So many rounds make sense: one, where every round would bring the same."""
+        always_same = teacher.name == SolverTeacher.name or self.sampling.temperature == 0
+        return 1 if always_same else tries
+
+    def elicitation(self, turn: int) -> Elicit:
+        """The way for a round, the first one is 0; no two rounds share a seed."""
+        first = self.seed + turn * self.samples
+        elicit = self._drafts(range(first, first + self.samples))
+        return verified(elicit, sampling=self.sampling) if self.verify else elicit
+
+    def _drafts(self, seeds: range) -> Elicit:
+        if self.name == "chain":
+            return self_consistency(
+                samples=self.samples, sampling=self.sampling, seed=seeds[0], exemplars=self.exemplars
+            )
+        factory = tree_of_thoughts if self.name == "tree" else react
+        return repeated(lambda seed: factory(sampling=self.sampling, seed=seed), seeds)
+
+
+def repeated(make: Callable[[int], Elicit], seeds: Sequence[int]) -> Elicit:
+    """One elicitation for each seed, one after the other; a problem is handed back after the last."""
+
+    def elicit(problems: Sequence[Problem], teacher: Teacher) -> Iterator[tuple[int, list[Candidate]]]:
+        found: list[list[Candidate]] = [[] for _ in problems]
+        for seed in seeds[:-1]:
+            for index, candidates in make(seed)(problems, teacher):
+                found[index] += candidates
+        for index, candidates in make(seeds[-1])(problems, teacher):
+            yield index, [*found[index], *candidates]
+
+    return elicit
