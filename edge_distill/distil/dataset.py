@@ -34,6 +34,10 @@ class Dataset:
     left_out: dict[str, int]
     """How many traces could not be used, by reason."""
 
+    @property
+    def lengths(self) -> list[int]:
+        return [len(example.tokens) for example in self.examples]
+
     def __len__(self) -> int:
         return len(self.examples)
 

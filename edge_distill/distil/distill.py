@@ -9,11 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from edge_distill.distil.dataset import Dataset, load_dataset
 from edge_distill.distil.recipe import Recipe, load_recipe, to_yaml
 from edge_distill.distil.snapshots import last_complete
-from edge_distill.distil.teacher import LogitsTeacher, open_logits_teacher
-from edge_distill_export.artifact import prepare
+from edge_distill_export.artifact import Source, prepare
 from edge_distill_export.bundle import publish, staged
 from edge_distill_export.checkpoint import Checkpoint, load_checkpoint
 from edge_distill_export.families import linear_names
@@ -25,13 +23,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import TrainingArguments
 
+    from edge_distill.distil.modes import Material
+
 __all__ = ["Distilled", "distill", "train"]
 
 STUDENT = "student"
 RECIPE = "recipe.yaml"
 LINEAGE = "distill.json"
 METRICS = "metrics.jsonl"
-_TIMES = 10  # a run is validated and saved so often by default
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Distilled:
     left_out: dict[str, int]
     """Traces that could not be used, by reason."""
     tokens: int
-    """Tokens with a loss in the examples, once through."""
+    """Tokens of the examples, prompts included, once through."""
     resumed_from: int
     """The step of the checkpoint that the run went on from; 0 for a run from the beginning."""
     loss: float | None
@@ -63,7 +63,7 @@ class Distilled:
             if self.left_out
             else ""
         )
-        console.print(f"{self.steps} steps on {self.examples} traces{left}, {self.tokens} tokens with a loss")
+        console.print(f"{self.steps} steps on {self.examples} traces{left}, {self.tokens} tokens")
         if self.resumed_from:
             console.print(f"resumed from step {self.resumed_from}")
         if self.loss is not None:
@@ -94,40 +94,24 @@ def train(recipe: Recipe, *, restart: bool = False) -> Distilled:
     first step whose loss or gradient is not finite.
     """
     from edge_distill.distil.engine import training_arguments
+    from edge_distill.distil.modes import load_material
 
-    arguments = training_arguments(recipe, recipe.out / "checkpoints")
-    is_main = arguments.process_index == 0
+    arguments = training_arguments(recipe, recipe.out / CHECKPOINTS)
     with arguments.main_process_first(desc="preparing the folder"):
-        if is_main:
+        if arguments.process_index == 0:
             _prepare_folder(recipe, restart)
     with stage("Loading the student"):
         checkpoint = load_checkpoint(recipe.student)
     source = prepare(checkpoint, min(recipe.context, checkpoint.config.max_position_embeddings))
-    with stage("Reading traces"):
-        dataset, validation = (
-            load_dataset(
-                paths,
-                source.style,
-                checkpoint.tokenizer,
-                context=source.context_length,
-                granularity=recipe.granularity,
-                keep_wrong=recipe.keep_wrong,
-            )
-            if paths
-            else None
-            for paths in (recipe.traces, recipe.validation)
-        )
-    assert dataset is not None  # the recipe demands a file
-    _check_enough(dataset, recipe.training.batch_size)
-    teacher = _teacher(recipe, checkpoint, dataset, validation, arguments)
-    return _run(recipe, checkpoint, dataset, validation, teacher, arguments)
+    material = load_material(recipe, source, arguments)
+    return _run(recipe, source, material, arguments)
 
 
 def _prepare_folder(recipe: Recipe, restart: bool) -> None:
     """Make the run's folder with the resolved recipe; what is there already must belong to the same recipe."""
     out, text = recipe.out, to_yaml(recipe)
     if restart:
-        for path in (out / "checkpoints", out / STUDENT):
+        for path in (out / CHECKPOINTS, out / STUDENT):
             shutil.rmtree(path, ignore_errors=True)
         for name in (RECIPE, METRICS):
             (out / name).unlink(missing_ok=True)
@@ -147,99 +131,38 @@ def _prepare_folder(recipe: Recipe, restart: bool) -> None:
     (out / RECIPE).write_text(text, "utf-8")
 
 
-def _check_enough(dataset: Dataset, batch_size: int) -> None:
-    if len(dataset) < batch_size:
-        raise InputError(
-            "too-few-traces",
-            f"{len(dataset)} traces are fewer than a batch of {batch_size}",
-            "give more traces, or a smaller training.batch_size",
-        )
+def _run(recipe: Recipe, source: Source, material: Material, arguments: TrainingArguments) -> Distilled:
+    from edge_distill.distil.engine import with_adapters
+    from edge_distill.distil.modes import make_trainer
+    from edge_distill.distil.trainer import Recorder
 
-
-def _teacher(
-    recipe: Recipe,
-    checkpoint: Checkpoint,
-    dataset: Dataset,
-    validation: Dataset | None,
-    arguments: TrainingArguments,
-) -> LogitsTeacher | None:
-    if recipe.teacher is None:
-        return None
-    import torch
-
-    loss = recipe.loss.loss()
-    temperature = next(span.temperature for span in (loss.reasoning, loss.answer) if span.needs_teacher)
-    with arguments.main_process_first(desc="caching the teacher's logits"):
-        return open_logits_teacher(
-            recipe.teacher,
-            checkpoint.tokenizer,
-            [*dataset.examples, *(validation.examples if validation else ())],
-            temperature=temperature,
-            batch_size=recipe.training.micro_batch_size,
-            device=arguments.device,
-            dtype=torch.bfloat16 if arguments.bf16 else torch.float32,
-            writes=arguments.process_index == 0,
-        )
-
-
-def _run(
-    recipe: Recipe,
-    checkpoint: Checkpoint,
-    dataset: Dataset,
-    validation: Dataset | None,
-    teacher: LogitsTeacher | None,
-    arguments: TrainingArguments,
-) -> Distilled:
-    from transformers.trainer_utils import IntervalStrategy
-
-    from edge_distill.distil.engine import total_steps, with_adapters
-    from edge_distill.distil.trainer import DistillationTrainer
-
-    model: Any = checkpoint.model
+    model: Any = source.checkpoint.model
     if recipe.lora:
         model = with_adapters(model, recipe.lora)
     if recipe.quantize:
         from edge_distill.distil.qat import quantize_aware
 
-        quantize_aware(model, linear_names(checkpoint.config), bits=int(recipe.quantize.removeprefix("int")))
-    steps = total_steps(recipe, len(dataset))
-    arguments.max_steps = steps
-    arguments.save_steps = recipe.training.save_every or max(1, steps // _TIMES)
-    arguments.eval_steps = recipe.training.evaluate_every or max(1, steps // _TIMES)
-    arguments.eval_strategy = IntervalStrategy.STEPS if validation else IntervalStrategy.NO
-    with stage("Training", steps) as advance:
-        trainer = DistillationTrainer(
-            model,
-            arguments,
-            loss=recipe.loss.loss(),
-            dataset=dataset,
-            validation=validation,
-            pad_id=checkpoint.tokenizer.pad_token_id or 0,
-            weights=recipe.steps.weights(),
-            teacher=teacher,
-            batch_size=recipe.training.batch_size,
-            metrics=recipe.out / METRICS,
-            advance=advance,
-        )
-        resumed = last_complete(recipe.out / "checkpoints")
+        quantize_aware(model, linear_names(model.config), bits=int(recipe.quantize.removeprefix("int")))
+    trainer = make_trainer(recipe, model, source, material, arguments)
+    with stage("Training", arguments.max_steps) as advance:
+        trainer.add_callback(Recorder(recipe.out / METRICS, advance))
+        resumed = last_complete(recipe.out / CHECKPOINTS)
         result = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     history = trainer.state.log_history
-    last = next((entry for entry in reversed(history) if "eval_loss" in entry), None)
+    validated: dict[str, float] = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
     distilled = Distilled(
         path=str(recipe.out / STUDENT),
         steps=trainer.state.global_step,
-        examples=len(dataset),
-        left_out=dataset.left_out,
-        tokens=sum(kind in (1, 2) for example in dataset.examples for kind in example.kinds),
+        examples=len(material.rows),
+        left_out=material.rows.left_out,
+        tokens=sum(material.rows.lengths),
         resumed_from=int(resumed.name.rpartition("-")[2]) if resumed else 0,
         loss=next((entry["loss"] for entry in reversed(history) if "loss" in entry), None),
-        validation={name: last[name] for name in ("eval_loss", "eval_reasoning", "eval_answer")}
-        if last
-        else None,
+        validation={name: value for name, value in validated.items() if name.startswith("eval_")} or None,
         seconds=result.metrics["train_runtime"],
     )
     if trainer.is_world_process_zero():
-        _save(recipe, checkpoint, trainer.accelerator.unwrap_model(trainer.model), distilled)
+        _save(recipe, source.checkpoint, trainer.accelerator.unwrap_model(trainer.model), distilled)
     trainer.accelerator.wait_for_everyone()
     return distilled
 
@@ -261,7 +184,7 @@ def _save(recipe: Recipe, checkpoint: Checkpoint, model: Any, distilled: Distill
             **distilled.to_dict(),
             "path": STUDENT,
             "student": checkpoint.lineage,
-            "traces": {str(path): sha256_of(path)[1] for path in (*recipe.traces, *recipe.validation)},
+            "traces": {str(path): sha256_of(path)[1] for path in recipe.files},
             "quantize": recipe.quantize,
         }
         (directory / LINEAGE).write_text(json.dumps(lineage, indent=2), "utf-8")

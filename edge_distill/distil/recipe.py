@@ -76,6 +76,27 @@ class TeacherSection(_Section):
     """Tokens that the cache keeps of each distribution, besides one bucket for all others."""
 
 
+class OnPolicySection(_Section):
+    """The student writes a part of the text itself, and the teacher scores it; see `on_policy.py`."""
+
+    share: float = Field(default=0.5, gt=0, le=1)
+    """Of the micro-batches."""
+    temperature: float = Field(default=1.0, gt=0)
+    max_tokens: int = Field(default=256, ge=1)
+
+
+class PreferencesSection(_Section):
+    """Pairs of a better and a worse answer instead of traces; see `preferences.py`."""
+
+    pairs: list[Path] = Field(min_length=1)
+    """JSON Lines in TRL's form, as `traces --pairs` writes them."""
+    validation: list[Path] = []
+    beta: float = Field(default=0.1, gt=0)
+    """How little the student may leave what it was."""
+    cross_entropy: float = Field(default=0.0, ge=0)
+    """The weight of the chosen text's own cross-entropy."""
+
+
 class LoraSection(_Section):
     """Low-rank adapters on all linear layers instead of the weights themselves; merged at the end."""
 
@@ -121,7 +142,7 @@ class Recipe(_Section):
     """A checkpoint to begin with, as `init-student` makes it."""
     out: Path
     """The run's folder: checkpoints, metrics.jsonl, and at the end the trained student in `student`."""
-    traces: list[Path] = Field(min_length=1)
+    traces: list[Path] = []
     validation: list[Path] = []
     granularity: Granularity = "full"
     """How much of the reasoning is shown; "answer" is outcome supervision."""
@@ -132,14 +153,32 @@ class Recipe(_Section):
     loss: LossSection = LossSection()
     steps: StepsSection = StepsSection()
     teacher: TeacherSection | None = None
+    on_policy: OnPolicySection | None = None
+    preferences: PreferencesSection | None = None
     quantize: Literal["int4", "int8"] | None = None
     """Train through the export grid, so that `export --method rtn` gives exactly the trained integers."""
     lora: LoraSection | None = None
     training: TrainingSection = TrainingSection()
 
+    @property
+    def files(self) -> list[Path]:
+        """Everything that is learned from or validated on."""
+        pairs = [*self.preferences.pairs, *self.preferences.validation] if self.preferences else []
+        return [*self.traces, *self.validation, *pairs]
+
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         loss, training = self.loss.loss(), self.training
+        if bool(self.traces) == bool(self.preferences):
+            raise ValueError("give either traces or preferences")
+        if self.on_policy and (self.teacher is None or self.teacher.cache):
+            raise ValueError(
+                "on_policy needs a teacher without a cache: it scores text that nobody wrote before"
+            )
+        if self.on_policy and (loss.reasoning.cross_entropy or loss.answer.cross_entropy):
+            raise ValueError(
+                "on_policy with cross_entropy would teach the student its own mistakes: set it to 0"
+            )
         if loss.needs_teacher and self.teacher is None:
             raise ValueError("the loss compares with a teacher: add `teacher: {checkpoint: ...}`")
         if self.teacher is not None and not loss.needs_teacher:

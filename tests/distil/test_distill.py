@@ -5,23 +5,29 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from edge_distill.distil.dataset import batches_of_epoch, load_dataset, solution_of
 from edge_distill.distil.distill import distill, train
+from edge_distill.distil.kinds import ANSWER, PROMPT, REASONING
 from edge_distill.distil.losses import distillation_loss
+from edge_distill.distil.on_policy import Writing, example_of_own
+from edge_distill.distil.preferences import load_pairs
 from edge_distill.distil.recipe import Recipe, load_recipe, to_yaml
 from edge_distill.distil.snapshots import last_complete, mark_complete
-from edge_distill.distil.spans import collate
+from edge_distill.distil.spans import Example, collate
 from edge_distill.distil.trainer import TrainingFailed
 from edge_distill.traces.steps import annotate
 from edge_distill.traces.trace import Trace, make_trace, to_line
@@ -30,7 +36,9 @@ from edge_distill_export.checkpoint import load_checkpoint
 from edge_distill_export.families import linear_names
 from edge_distill_export.grid import quantize_rtn
 from edge_distill_runtime.errors import InputError
+from edge_distill_runtime.text.chat import ReasoningMarkers
 from tests.random_models import save_checkpoint, variant_named
+from tests.random_tokenizers import random_tokenizer
 
 STUDENT = variant_named("llama-tied-gqa")
 
@@ -260,8 +268,6 @@ class TestGrid:
             train(recipe_in(folder, quantize="int4", out=str(folder / out), training={"save_every": 2}))
         run = folder / "run"
         (run / "student").rename(folder / "gone")
-        import shutil
-
         shutil.rmtree(run / "checkpoints" / "checkpoint-5")
         assert train(recipe_in(folder, quantize="int4", training={"save_every": 2})).resumed_from == 4
         assert_same(weights_of(run), weights_of(folder / "whole"))
@@ -295,6 +301,103 @@ class TestTeacher:
             train(recipe_in(folder, loss=FOLLOW, teacher=teacher))
 
 
+class TestOnPolicy:
+    LOSS: ClassVar = {
+        "reasoning": {"cross_entropy": 0, "reverse_kl": 1},
+        "answer": {"cross_entropy": 0, "reverse_kl": 1},
+    }
+
+    def recipe(self, folder: Path, **changes: object) -> Recipe:
+        teacher = {"checkpoint": str(folder / "teacher")}
+        own = {"share": 0.5, "max_tokens": 12}
+        return recipe_in(folder, loss=self.LOSS, teacher=teacher, on_policy=own, **changes)
+
+    def test_the_student_comes_nearer_to_the_teacher(self, folder: Path) -> None:
+        save_checkpoint(folder / "teacher", STUDENT, seed=3)
+        train(self.recipe(folder, training={"epochs": 4}))
+        validated = [entry["eval_loss"] for entry in metrics_of(folder / "run") if "eval_loss" in entry]
+        assert validated[-1] < 0.9 * validated[0]
+
+    def test_resumes(self, folder: Path) -> None:
+        """What the student wrote is drawn again from the same seeds and weights."""
+        save_checkpoint(folder / "teacher", STUDENT, seed=3)
+        for out in ("whole", "run"):
+            train(self.recipe(folder, out=str(folder / out), training={"save_every": 2}))
+        (folder / "run" / "student").rename(folder / "gone")
+        shutil.rmtree(folder / "run" / "checkpoints" / "checkpoint-5")
+        assert train(self.recipe(folder, training={"save_every": 2})).resumed_from == 4
+        assert_same(weights_of(folder / "run"), weights_of(folder / "whole"))
+
+    def test_kinds_of_own_text(self) -> None:
+        tokenizer = random_tokenizer("smollm")
+        markers = ReasoningMarkers("<think>", "</think>")
+        writing = Writing(1.0, 1.0, 8, (0,), tokenizer, markers)
+        prompt, tail = [5, 6], tokenizer.encode("\n\n7")
+        head = tokenizer.encode("<think>\n3 + 4 = 7\n</think>")
+        example = example_of_own(prompt, [*head, *tail], writing)
+        assert example.kinds == (PROMPT, PROMPT, *[REASONING] * len(head), *[ANSWER] * len(tail))
+        assert set(example_of_own(prompt, head[:-1], writing).kinds[2:]) == {REASONING}
+
+
+class TestPreferences:
+    def write_pairs(self, path: Path, count: int) -> None:
+        lines = []
+        for number in range(count):
+            prompt = [{"role": "user", "content": f"What is {number} + 1?"}]
+            answers = {"chosen": number + 1, "rejected": number + 2}
+            turns = {key: [{"role": "assistant", "content": str(value)}] for key, value in answers.items()}
+            lines.append(json.dumps({"prompt": prompt, **turns}))
+        path.write_text("\n".join(lines), "utf-8")
+
+    def test_chosen_answers_gain(self, folder: Path) -> None:
+        self.write_pairs(folder / "pairs.jsonl", 16)
+        preferences = {"pairs": [str(folder / "pairs.jsonl")], "beta": 0.5}
+        settings = {"epochs": 10, "warmup": 0}
+        recipe = recipe_in(folder, traces=[], validation=[], preferences=preferences, training=settings)
+        train(recipe)
+        losses = [entry for entry in metrics_of(folder / "run") if "loss" in entry]
+        # before the first step the student is its own reference: -log sigmoid(0)
+        assert losses[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+        assert losses[-1]["loss"] < 0.5
+        assert losses[-1]["accuracy"] > 0.9
+
+    def test_the_loss_by_hand(self, folder: Path) -> None:
+        """The second step's loss from the log-probabilities of the two models, text by text."""
+        self.write_pairs(folder / "pairs.jsonl", 8)
+        preferences = {"pairs": [str(folder / "pairs.jsonl")], "beta": 0.5, "cross_entropy": 0.25}
+        settings = {"steps": 2, "schedule": "constant", "warmup": 0, "save_every": 1}
+        recipe = recipe_in(folder, traces=[], validation=[], preferences=preferences, training=settings)
+        train(recipe)
+        before = load_checkpoint(folder / "student")
+        after = AutoModelForCausalLM.from_pretrained(folder / "run" / "checkpoints" / "checkpoint-1").eval()
+        style = prepare(before, 256).style
+        pairs = load_pairs([folder / "pairs.jsonl"], style, before.tokenizer, context=256)
+        losses = []
+        for one, other in zip(pairs.chosen, pairs.rejected, strict=True):
+            gains = [
+                log_probability(after, text) - log_probability(before.model, text) for text in (one, other)
+            ]
+            learned = len(one.tokens) - one.first
+            entropy = -log_probability(after, one) / learned
+            losses.append(math.log1p(math.exp(-0.5 * (gains[0] - gains[1]))) + 0.25 * entropy)
+        assert metrics_of(folder / "run")[1]["loss"] == pytest.approx(sum(losses) / 8, rel=1e-4)
+
+    @pytest.mark.parametrize("line", ["[]", "{}", '{"prompt": [], "chosen": [], "rejected": []}', "{", "1"])
+    def test_bad_lines(self, folder: Path, line: str) -> None:
+        (folder / "pairs.jsonl").write_text(line, "utf-8")
+        preferences = {"pairs": [str(folder / "pairs.jsonl")]}
+        with pytest.raises(InputError, match=r"line 1: is no pair"):
+            train(recipe_in(folder, traces=[], validation=[], preferences=preferences))
+
+
+def log_probability(model: Any, example: Example) -> float:
+    """Of a text's solution, from transformers' logits."""
+    with torch.no_grad():
+        logits = model(torch.tensor([example.tokens])).logits[0].double()
+    chosen = logits[:-1].log_softmax(-1)[range(len(example.tokens) - 1), example.tokens[1:]]
+    return float(chosen[example.first - 1 :].sum())
+
+
 class TestRecipe:
     def test_unknown_key(self, folder: Path) -> None:
         path = folder / "recipe.yaml"
@@ -316,7 +419,7 @@ class TestRecipe:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("student: a\nout: b\ntraces: []\n", "traces"),
+            ("student: a\nout: b\ntraces: []\n", "either traces or preferences"),
             ("student: a\nout: b\ntraces: [c]\nloss: {reasoning: {forward_kl: 1}}\n", "add `teacher"),
             ("student: a\nout: b\ntraces: [c]\nteacher: {checkpoint: d}\n", "no term of the loss"),
             ("student: a\nout: b\ntraces: [c]\ntraining: {batch_size: 9}\n", "no multiple"),
