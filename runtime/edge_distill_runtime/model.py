@@ -182,6 +182,8 @@ class Model:
         if markers is None:
             return text, False
         inside = text.rstrip().endswith(markers.open)
+        if settings.raw:  # the caller may have begun the reasoning
+            inside = text.rfind(markers.open) > text.rfind(markers.close)
         wanted = settings.thinking
         if wanted is None and settings.answer_format is not None:
             wanted = True  # else the model could not reason: the format would hold from the first token on

@@ -45,6 +45,25 @@ def test_greedy_equals_transformers(model: Model, checkpoint: Checkpoint) -> Non
     assert result.tokens_per_second > 0
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "rest", "kind"),
+    [
+        ("<think>\n1 + 1 = 2\n", {}, "", "reasoning"),
+        ("<think>\n1 + 1 = 2", {"thinking": False}, "\n</think>\n\n", "answer"),
+        ("<think>\n1 + 1 = 2", {"thinking": True}, "", "reasoning"),
+        ("<think>\n1 + 1 = 2\n</think>\n\n", {}, "", "answer"),
+        ("Is <think></think> a marker?", {}, "", "answer"),
+        ("No marker", {"thinking": False}, "<think>\n\n</think>\n\n", "answer"),
+    ],
+)
+def test_raw_prompts_may_begin_the_reasoning(
+    model: Model, text: str, options: dict[str, Any], rest: str, kind: str
+) -> None:
+    tokens, (decoding,) = model.prepare(text, 1, {"raw": True, **options})  # type: ignore[typeddict-item]
+    assert tokens == model.encode(text + rest, raw=True)
+    assert decoding.reader.kind == kind
+
+
 def test_raw_prompt(model: Model, checkpoint: Checkpoint) -> None:
     prompt = checkpoint.tokenizer.encode(QUESTION, add_special_tokens=False)
     assert model.encode(QUESTION, raw=True) == prompt

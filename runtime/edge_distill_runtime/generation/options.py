@@ -54,7 +54,7 @@ class GenerationOptions(TypedDict, total=False):
     cancel: threading.Event | None
     """Ends the generation within one token when it is set, from any thread."""
     raw: bool
-    """The prompt is text as it is, without the chat form."""
+    """The prompt is text as it is, without the chat form; it may end inside a reasoning, which then goes on."""
 
 
 @dataclass(frozen=True)
