@@ -19,6 +19,7 @@ __all__ = ["paraphrased", "shortened", "with_mistake", "without_step"]
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _RESULT = re.compile(r"[=≈]\s*[$£€]?\s*(-?\d[\d,]*(?:\.\d+)?)(?![\d%])")
+_SAME_LINE = re.compile(r"[^\S\n]*\S")
 _ERRORS = (1, 2, 3, 5, 7, 10, 11, 20)
 # A dash between words is no minus.
 _OPERATORS = (
@@ -57,8 +58,8 @@ def shortened(reasoning: str, share: float) -> str:
 def with_mistake(reasoning: str, answer: str, seed: int) -> str | None:
     """The reasoning up to a step that derives a number on which the answer depends, with a wrong number there.
 
-    `5 * 8 = 40` becomes `5 * 8 = 43`, and so do later mentions of 40 in that step; what stood behind the step is gone.
-    None when no step on the way to the answer derives a number that stands in it as it is.
+    `5 * 8 = 40` becomes `5 * 8 = 43`, and so do later mentions of 40 in that step. What stood behind the step is gone,
+    save for the end of its line. None when no step on the way to the answer derives a number that stands in it.
     """
     steps = split_steps(reasoning)
     found = [(at, changed) for at in _critical(steps, answer) if (changed := _spoilt(steps[at], seed))]
@@ -66,7 +67,8 @@ def with_mistake(reasoning: str, answer: str, seed: int) -> str | None:
         return None
     at, changed = found[seed % len(found)]
     place = _places(reasoning, steps)[at]
-    return reasoning[:place] + changed
+    behind = reasoning[place + len(steps[at]) :]
+    return reasoning[:place] + changed + ("" if _SAME_LINE.match(behind) else "\n")
 
 
 def _spoilt(step: str, seed: int) -> str | None:

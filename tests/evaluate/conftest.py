@@ -1,5 +1,20 @@
 """The runtime's tiny bundles."""
 
-from tests.runtime.conftest import bundles, checkpoint, model
+from __future__ import annotations
 
-__all__ = ["bundles", "checkpoint", "model"]
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_distill_runtime import Model, load
+from tests.runtime.conftest import bundles, checkpoint
+
+__all__ = ["bundles", "checkpoint"]
+
+
+@pytest.fixture(scope="session")
+def model(bundles: dict[str, Path]) -> Iterator[Model]:
+    """One of them, loaded: for its tokenizer and manifest."""
+    with load(bundles["onnx"], threads=1) as loaded:
+        yield loaded

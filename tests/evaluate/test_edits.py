@@ -37,11 +37,11 @@ def test_shortened_keeps_what_lies_between_steps() -> None:
 @pytest.mark.parametrize(
     ("seed", "expected"),
     [
-        (0, "6 + 4 = 11"),  # the first step, 1 more
-        (1, "6 + 4 = 10\n10 - 7 = 4"),
-        (2, "6 + 4 = 10\n10 - 7 = 3\n3 + 8 = 12"),
-        (64 * 2 + 1, "6 + 4 = 13"),  # 129 is 0 of 3 steps, and the third error
-        (64 * 7 + 2, "6 + 4 = 30"),
+        (0, "6 + 4 = 11\n"),  # the first step, 1 more
+        (1, "6 + 4 = 10\n10 - 7 = 4\n"),
+        (2, "6 + 4 = 10\n10 - 7 = 3\n3 + 8 = 12\n"),
+        (64 * 2 + 1, "6 + 4 = 13\n"),  # 129 is 0 of 3 steps, and the third error
+        (64 * 7 + 2, "6 + 4 = 30\n"),
     ],
 )
 def test_a_mistake(seed: int, expected: str) -> None:
@@ -51,24 +51,24 @@ def test_a_mistake(seed: int, expected: str) -> None:
 def test_a_mistake_is_made_on_the_way_to_the_answer_only() -> None:
     text = "5 + 5 = 10\n2 * 3 = 6\n6 + 1 = 7"
     found = {with_mistake(text, "7", seed) for seed in range(50)}
-    assert found == {"5 + 5 = 10\n2 * 3 = 7", "5 + 5 = 10\n2 * 3 = 6\n6 + 1 = 8"}
+    assert found == {"5 + 5 = 10\n2 * 3 = 7\n", "5 + 5 = 10\n2 * 3 = 6\n6 + 1 = 8\n"}
 
 
 def test_later_mentions_in_the_step_are_changed_with_it() -> None:
     found = {with_mistake(WORDS, "80", seed) for seed in range(2)}
     assert found == {
         "There are 3 trays with 28 rolls each. So 3 * 28 = 85 rolls, and 85 is even.",
-        "There are 3 trays with 28 rolls each. So 3 * 28 = 84 rolls, and 84 is even. Bob is 9. In total 84 - 4 = 81.",
+        "There are 3 trays with 28 rolls each. So 3 * 28 = 84 rolls, and 84 is even. Bob is 9. In total 84 - 4 = 81.\n",
     }
 
 
 @pytest.mark.parametrize(
     ("reasoning", "answer", "expected"),
     [
-        ("1000 + 234 = 1,234", "1234", "1000 + 234 = 1,235"),
-        ("$2.50 * 3 = $7.50", "7.5", "$2.50 * 3 = $8.50"),
-        ("3 - 8 = -5", "-5", "3 - 8 = -4"),
-        ("e = -1274 / -98 = 13", "13", "e = -1274 / -98 = 14"),
+        ("1000 + 234 = 1,234", "1234", "1000 + 234 = 1,235\n"),
+        ("$2.50 * 3 = $7.50", "7.5", "$2.50 * 3 = $8.50\n"),
+        ("3 - 8 = -5", "-5", "3 - 8 = -4\n"),
+        ("e = -1274 / -98 = 13", "13", "e = -1274 / -98 = 14\n"),
         ("I like trains.", "4", None),
         ("", "4", None),
         ("100 / 3 = 33 1/3", "4", None),  # what is derived does not stand there as one number

@@ -1,0 +1,114 @@
+"""What an evaluation found, for programs and for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from edge_distill.evaluate.measures import Comparison, Figure, Measure, figure
+from edge_distill_bench.statistics import Estimate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Evaluated", "Evaluation", "evaluated"]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One student's figures."""
+
+    name: str
+    path: str
+    """Of the bundle or file that was run."""
+    figures: tuple[Figure, ...]
+    skipped: dict[str, str]
+    """Parts that could not be measured, and why."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All students, in the order in which they were given; the others are compared with the first."""
+
+    students: tuple[Evaluated, ...]
+    tasks: tuple[str, ...]
+    siblings: tuple[str, ...]
+    items: int
+    """Of each task."""
+    seed: int
+    max_tokens: int
+    rows: str
+    """The folder of all answers."""
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def render(self, console: Console) -> None:
+        for number, student in enumerate(self.students):
+            console.print(f"{student.name}: {student.path}")
+            _print_figures(console, student, with_first=number > 0)
+            for part, reason in student.skipped.items():
+                console.print(f"{part}: not measured: {reason}")
+            for found in student.figures:
+                if found.note:
+                    console.print(f"{found.part}, {found.name}: {found.note}")
+            console.print()
+        tasks = ", ".join(self.tasks)
+        console.print(f"{self.items} problems of each task ({tasks}), test split, seed {self.seed}, greedy")
+        console.print(
+            f"[ ] are 95 % intervals, p is McNemar's; all answers are in {self.rows}; {self.seconds:.0f} s"
+        )
+
+
+def evaluated(
+    name: str,
+    path: str,
+    measures: Sequence[Measure],
+    skipped: Mapping[str, str],
+    first: Sequence[Measure] = (),
+) -> Evaluated:
+    """The figures of a student's measures, compared with those of the first student."""
+    others = {(measure.part, measure.name): measure for measure in first}
+    figures = tuple(figure(measure, others.get((measure.part, measure.name))) for measure in measures)
+    return Evaluated(name, path, figures, dict(skipped))
+
+
+def _print_figures(console: Console, student: Evaluated, *, with_first: bool) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("part")
+    table.add_column("measure")
+    titles = ["items", "", "[95 %]", "against", "difference", "p"]
+    for title in titles + (["to the first", "p"] if with_first else []):
+        table.add_column(title, justify="left" if title == "against" else "right")
+    part = ""
+    for found in student.figures:
+        value, interval = _value(found)
+        cells = [found.part if found.part != part else "", found.name, str(found.items), value, interval]
+        cells += [found.against.name if found.against else "", *_compared(found.against)]
+        table.add_row(*cells, *(_compared(found.first_student) if with_first else ()))
+        part = found.part
+    console.print(table)
+
+
+def _value(found: Figure) -> tuple[str, str]:
+    if found.estimate is None:
+        return "no items", ""
+    estimate = found.estimate
+    if found.kind == "mean":
+        return f"{estimate.value:.1f}", f"[{estimate.low:.1f}, {estimate.high:.1f}]"
+    return f"{estimate.value:.1%}".replace("%", " %"), _interval(estimate)
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"[{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+
+
+def _compared(found: Comparison | None) -> tuple[str, str]:
+    """In percentage points."""
+    if found is None:
+        return "", ""
+    return f"{100 * found.difference.value:+.1f} {_interval(found.difference)}", f"{found.p_value:.3f}"
