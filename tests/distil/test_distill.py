@@ -29,34 +29,18 @@ from edge_distill.distil.recipe import Recipe, load_recipe, to_yaml
 from edge_distill.distil.snapshots import last_complete, mark_complete
 from edge_distill.distil.spans import Example, collate
 from edge_distill.distil.trainer import TrainingFailed
-from edge_distill.traces.steps import annotate
-from edge_distill.traces.trace import Trace, make_trace, to_line
+from edge_distill.traces.trace import Trace, make_trace
 from edge_distill_export.artifact import prepare
 from edge_distill_export.checkpoint import load_checkpoint
 from edge_distill_export.families import linear_names
 from edge_distill_export.grid import quantize_rtn
 from edge_distill_runtime.errors import InputError
 from edge_distill_runtime.text.chat import ReasoningMarkers
+from tests.distil.sums import pair_lines, sums, write
 from tests.random_models import save_checkpoint, variant_named
 from tests.random_tokenizers import random_tokenizer
 
 STUDENT = variant_named("llama-tied-gqa")
-
-
-def sums(count: int, start: int = 0) -> list[Trace]:
-    """Traces of additions, of different lengths."""
-    traces = []
-    for seed in range(start, start + count):
-        numbers = [(seed * 7 + i * 13) % 90 + 10 for i in range(2 + seed % 3)]
-        total, steps = numbers[0], []
-        for number in numbers[1:]:
-            steps.append(f"{total} + {number} = {total + number}")
-            total += number
-        reasoning = "\n".join(steps)
-        problem = f"What is {' + '.join(map(str, numbers))}?"
-        fields = {"steps": annotate(reasoning), "correct": True, "teacher": "solver", "seed": seed}
-        traces.append(make_trace(problem, reasoning, str(total), task="sums", **fields))
-    return traces
 
 
 @pytest.fixture
@@ -65,10 +49,6 @@ def folder(tmp_path: Path) -> Path:
     write(tmp_path / "train.jsonl", sums(40))
     write(tmp_path / "validation.jsonl", sums(6, start=100))
     return tmp_path
-
-
-def write(path: Path, traces: list[Trace]) -> None:
-    path.write_text("".join(to_line(trace) + "\n" for trace in traces), "utf-8")
 
 
 def recipe_in(folder: Path, **changes: object) -> Recipe:
@@ -340,17 +320,8 @@ class TestOnPolicy:
 
 
 class TestPreferences:
-    def write_pairs(self, path: Path, count: int) -> None:
-        lines = []
-        for number in range(count):
-            prompt = [{"role": "user", "content": f"What is {number} + 1?"}]
-            answers = {"chosen": number + 1, "rejected": number + 2}
-            turns = {key: [{"role": "assistant", "content": str(value)}] for key, value in answers.items()}
-            lines.append(json.dumps({"prompt": prompt, **turns}))
-        path.write_text("\n".join(lines), "utf-8")
-
     def test_chosen_answers_gain(self, folder: Path) -> None:
-        self.write_pairs(folder / "pairs.jsonl", 16)
+        (folder / "pairs.jsonl").write_text("\n".join(pair_lines(16)), "utf-8")
         preferences = {"pairs": [str(folder / "pairs.jsonl")], "beta": 0.5}
         settings = {"epochs": 10, "warmup": 0}
         recipe = recipe_in(folder, traces=[], validation=[], preferences=preferences, training=settings)
@@ -363,7 +334,7 @@ class TestPreferences:
 
     def test_the_loss_by_hand(self, folder: Path) -> None:
         """The second step's loss from the log-probabilities of the two models, text by text."""
-        self.write_pairs(folder / "pairs.jsonl", 8)
+        (folder / "pairs.jsonl").write_text("\n".join(pair_lines(8)), "utf-8")
         preferences = {"pairs": [str(folder / "pairs.jsonl")], "beta": 0.5, "cross_entropy": 0.25}
         settings = {"steps": 2, "schedule": "constant", "warmup": 0, "save_every": 1}
         recipe = recipe_in(folder, traces=[], validation=[], preferences=preferences, training=settings)
