@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from edge_distill.traces.elicitation import Candidate, Elicit
+from edge_distill.traces.elicitation import Candidate, Elicit, described
 from edge_distill.traces.rounds import Ask, Talk, advance, derived_seed
 from edge_distill.traces.teachers.teacher import Request, Sampling, Teacher, Written
 from edge_distill_bench.tasks import Problem
@@ -79,8 +79,8 @@ def _checked(
 
 
 def _verify(problem: Problem, draft: Candidate, sampling: Sampling, questions: int) -> Talk[Candidate]:
-    how = {**draft.sampling, "verification": {"questions": questions, "max_tokens": sampling.max_tokens}}
-    draft = replace(draft, sampling=how)
+    how = described("verification", sampling, questions=questions)
+    draft = replace(draft, sampling={**draft.sampling, "verification": how})
     if draft.finish_reason != "stop":
         return draft
     return (yield from _Verifier(problem, draft, sampling).run(questions))

@@ -149,16 +149,18 @@ class Tree:
         found, text = self._parts(written)
         if not found:
             return self._ending(steps, text) if written.is_usable else None
-        step, is_last = found[0], len(found) == 1
-        if (is_last and not written.is_usable and not text) or len(step) > _MAX_STEP:
+        step, is_last = found[0], len(found) == 1 and not text
+        if (is_last and not written.is_usable) or len(step) > _MAX_STEP:
             return None
-        if _states_answer(step):
+        if not self._has_markers and _states_answer(step):
             # one that thought by itself before it answered has the steps there
             thought = () if self._can_continue or steps else split_steps(written.reasoning)
             return _Proposal((*steps, *thought), step)
         if normalized(step) in map(normalized, steps):
             return None
-        return self._ending((*steps, step), text) if is_last and text else _Proposal((*steps, step))
+        if len(found) == 1 and text:
+            return self._ending((*steps, step), text if written.is_usable else "")
+        return _Proposal((*steps, step))
 
     def _ending(self, steps: tuple[str, ...], text: str) -> _Proposal | None:
         """A reasoning that has ended: its text may go on behind the line's end, unless it states the answer."""
@@ -209,7 +211,7 @@ class Tree:
         """A new node's value: 0 when a new step is refuted, its parent's when there is none."""
         values = []
         for parent, found in proposals:
-            new = found.steps[len(parent.steps) :]
+            new = (*found.steps[len(parent.steps) :], found.text)
             values.append(0.0 if any(check_step(step) == "refuted" for step in new) else parent.value)
         judged = [
             i

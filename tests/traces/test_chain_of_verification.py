@@ -184,7 +184,8 @@ def test_unusable_drafts_are_left_as_they_are() -> None:
     candidate = one(teacher)
     assert (candidate.finish_reason, candidate.verified) == ("length", ())
     assert "verification" not in candidate.notes
-    assert candidate.sampling["verification"] == {"questions": 4, "max_tokens": 64}
+    how = candidate.sampling["verification"]
+    assert (how["questions"], how["max_tokens"], how["temperature"]) == (4, 64, 0.7)
 
 
 def test_a_tree_can_be_verified() -> None:

@@ -403,6 +403,36 @@ def test_a_solver_has_one_way_only() -> None:
     assert {step.verdict for step in annotate(candidate.reasoning)} == {"verified"}
 
 
+def test_a_cut_answer_is_asked_for_again() -> None:
+    def write(request: Request) -> Written:
+        if not request.reasoning:
+            return Written("40 + 2 = 42", "The answer is 4", "length", 64)
+        return Written("", "The answer is 42.", "stop", 5)
+
+    candidate = one(Scripted(write))
+    assert (candidate.reasoning, candidate.text) == ("40 + 2 = 42", "The answer is 42.")
+
+
+def test_an_answer_in_the_middle_of_a_reasoning_is_a_step() -> None:
+    lines = ["The answer to the first part is 4.", "4 + 38 = 42"]
+
+    def write(request: Request) -> Written:
+        rest = lines[len(request.reasoning.splitlines()) :]
+        return Written("\n".join(rest), "\n\\boxed{42}", "stop", 9)
+
+    candidate = one(Scripted(write))
+    assert candidate.reasoning.splitlines() == lines
+
+
+def test_an_answer_that_the_checker_refutes_is_pruned() -> None:
+    def write(request: Request) -> Written:
+        sum_ = random.Random(request.seed).choice([41, 42])
+        return Written("", f"The answer is 40 + 2 = {sum_}.", "stop", 9)
+
+    candidate = one(Scripted(write), branching=12)
+    assert (candidate.text, candidate.notes["pruned"]) == ("The answer is 40 + 2 = 42.", 1)
+
+
 # -- hostile teachers -----------------------------------------------------------------------------------------
 
 HOSTILE = {
