@@ -43,7 +43,8 @@ class RuntimeTeacher:
     """A model of the runtime; see `open_teacher`.
 
     Requests share every step of the model, and those with the same prompt share its computation. A request's text
-    depends on its seed; on what else runs only as far as rounding does, as `edge_distill_runtime.load` says.
+    depends on its seed alone when the engine is ONNX Runtime, or with `at_once` 1. libllama keeps values in 16 bits
+    and sums them in an order that depends on what else lies in its cache: now and then a sample goes another way.
     """
 
     can_continue = True
@@ -51,8 +52,9 @@ class RuntimeTeacher:
     def __init__(self, kind: str, path: str, *, at_once: int = 8) -> None:
         """`kind` is bundle or gguf. Raises what `edge_distill_runtime.load` does."""
         from edge_distill_runtime import load
+        from edge_distill_runtime.bundles.opening import find
 
-        context = _default_context(kind, Path(path))
+        context = find(Path(path)).default_context
         cache = {"cache_tokens": max(context, at_once * min(context, _CACHE))}
         self._model: Model = load(path, context=context, backend_options=cache)
         # one slot is the prompt's while its samples begin
@@ -178,16 +180,6 @@ def _by_prompt(requests: Sequence[Request]) -> list[list[int]]:
     for index, request in enumerate(requests):
         groups.setdefault(json.dumps([request.turns, request.reasoning]), []).append(index)
     return list(groups.values())
-
-
-def _default_context(kind: str, path: Path) -> int:
-    if kind == "gguf":
-        from edge_distill_runtime.bundles.bare_gguf import find_gguf
-
-        return find_gguf(path, isolate=False).default_context
-    from edge_distill_runtime.bundles.manifest import read_manifest
-
-    return read_manifest(path).context_length
 
 
 def _short_hash(manifest: Manifest, model_hash: str) -> str:
