@@ -60,6 +60,11 @@ VERBS = {
         "export",
     ),
     "distill": Verb("edge_distill.distil.distill:distill", "Train a student by a recipe", "distill"),
+    "evaluate": Verb(
+        "edge_distill.evaluate.evaluate:evaluate",
+        "Measure whether a student's reasoning was transferred",
+        "all",
+    ),
     "env": Verb("edge_distill.env:env", "Print versions, CPU and memory for a bug report", ""),
 }
 

@@ -3,7 +3,8 @@
 - accuracy: the share of test problems of the student's own tasks whose final answer is right. A generation that ends
   at the limit of tokens is not right, whatever it says.
 - styles: the same for the same problems in other words (see `styles.py`), each style against the accuracy on the
-  items that it applies to.
+  items that it applies to. "All styles" counts every problem as often as it was reworded, so that its interval is a
+  little too narrow.
 - siblings: the same on families that the student was never trained on (see `siblings.py`).
 - steps: what the student's own reasoning is worth: the share of arithmetic statements that hold among those that the
   executable checker can read, the share of reasonings without one that does not hold, and the number of steps. The
@@ -55,9 +56,10 @@ def is_right(rows: Mapping[str, Row]) -> dict[str, bool]:
 
 
 def styles(student: Student, tasks: Tasks, rows: Mapping[str, Row]) -> list[Measure]:
-    """One measure a style; items are left out where it does not apply."""
+    """One measure a style, where items to which it does not apply are left out; the first is all of them together."""
     plain = Measure("accuracy", "accuracy", is_right(rows))
     found = []
+    together: dict[str, bool] = {}
     for name, style in STYLES.items():
         texts: dict[str, str] = {}
         asked: list[Problem] = []
@@ -67,11 +69,12 @@ def styles(student: Student, tasks: Tasks, rows: Mapping[str, Row]) -> list[Meas
                 if text is not None:
                     texts[problem.id] = text
                     asked.append(problem)
-        answers = _ask_as(student, f"styles-{name}", asked, texts)
+        right = is_right(_ask_as(student, f"styles-{name}", asked, texts))
+        together |= {f"{name} {item}": value for item, value in right.items()}
         left_out = len(rows) - len(asked)
         note = f"does not apply to {left_out} of {len(rows)} items" if left_out else ""
-        found.append(Measure("styles", name, is_right(answers), plain, note))
-    return found
+        found.append(Measure("styles", name, right, plain, note))
+    return [Measure("styles", "all styles", together), *found]
 
 
 def _ask_as(

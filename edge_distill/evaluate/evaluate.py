@@ -103,20 +103,19 @@ def _parts(only: str) -> list[str]:
 
 
 def _named(references: Sequence[str]) -> dict[str, str]:
-    """A short name for each student, a different one for those of the same name."""
+    """A short name for each student; where several have the same, their folders' names stand before it."""
+    paths = [Path(reference).resolve() for reference in references]
+    short = [path.name.removesuffix(".gguf") for path in paths]
     named: dict[str, str] = {}
-    for reference in references:
-        path = Path(reference)
-        name = path.resolve().name.removesuffix(".gguf")
-        if name in named and path.resolve().parent.name:
-            name = f"{path.resolve().parent.name}-{name}"
-        if name in named:
+    for reference, path, name in zip(references, paths, short, strict=True):
+        unique = f"{path.parent.name}-{name}" if short.count(name) > 1 else name
+        if unique in named:
             raise InputError(
                 "double-student",
-                f"{reference} was given twice",
-                "name every student once, in different folders",
+                f"two students would be called {unique!r}",
+                "name every one once, in folders of different names",
             )
-        named[name] = reference
+        named[unique] = reference
     return named
 
 

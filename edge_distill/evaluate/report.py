@@ -51,9 +51,8 @@ class Evaluation:
             _print_figures(console, student, with_first=number > 0)
             for part, reason in student.skipped.items():
                 console.print(f"{part}: not measured: {reason}")
-            for found in student.figures:
-                if found.note:
-                    console.print(f"{found.part}, {found.name}: {found.note}")
+            for line in _notes(student.figures):
+                console.print(line)
             console.print()
         tasks = ", ".join(self.tasks)
         console.print(f"{self.items} problems of each task ({tasks}), test split, seed {self.seed}, greedy")
@@ -73,6 +72,15 @@ def evaluated(
     others = {(measure.part, measure.name): measure for measure in first}
     figures = tuple(figure(measure, others.get((measure.part, measure.name))) for measure in measures)
     return Evaluated(name, path, figures, dict(skipped))
+
+
+def _notes(figures: Sequence[Figure]) -> list[str]:
+    """Every note once, with what it is about."""
+    about: dict[tuple[str, str], list[str]] = {}
+    for found in figures:
+        if found.note:
+            about.setdefault((found.part, found.note), []).append(found.name)
+    return [f"{part} ({', '.join(names)}): {note}" for (part, note), names in about.items()]
 
 
 def _print_figures(console: Console, student: Evaluated, *, with_first: bool) -> None:

@@ -100,7 +100,8 @@ def test_styles(model: Model, tmp_path: Path) -> None:
     assert found["numbers"] == (0, 12)  # "- seven" in all of them
     assert found["reordered"] == found["verbose"] == found["lowercase"] == found["polite"] == (12, 12)
     assert found["distractor"] == found["instruction"] == (12, 12)
-    assert all(measure.against and measure.against.name == "accuracy" for measure in measures)
+    assert found["all styles"] == (72, 96)
+    assert all(measure.against and measure.against.name == "accuracy" for measure in measures[1:])
 
 
 def test_siblings_of_several_tasks(model: Model, tmp_path: Path) -> None:
