@@ -20,7 +20,7 @@ from edge_distill_runtime.bundles.typed_json import typed
 from edge_distill_runtime.generation.options import GenerationOptions
 from edge_distill_runtime.reasoning.answers import parse_answer
 
-__all__ = ["Row", "answer_items", "read_rows"]
+__all__ = ["Row", "answer_items", "hash_of", "read_rows"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def answer_items(
         raise InputError("bad-at-once", f"{at_once} problems at once", "it must be at least 1")
     if len({problem.id for problem in problems}) < len(problems):
         raise InputError("double-id", "two problems have the same id", "give every problem one of its own")
-    identity = "" if rows is None else model_hash or _hash_of(model.manifest)
+    identity = "" if rows is None else model_hash or hash_of(model.manifest)
     prompts = {problem.id: prompt(problem) for problem in problems}
     keys = {
         problem.id: _key(identity, prompts[problem.id], problem, samples, asked, model.backend.context_length)
@@ -177,7 +177,8 @@ def _row(
 # -- the file ------------------------------------------------------------------------------------------------
 
 
-def _hash_of(manifest: Manifest) -> str:
+def hash_of(manifest: Manifest) -> str:
+    """SHA-256 of a bundle's files and of all else that steers its text; `InputError` without a list of files."""
     if not manifest.files:
         raise InputError(
             "no-hash",

@@ -92,7 +92,11 @@ class Settings:
     contexts: tuple[int, ...]
     """Tokens at which memory is measured."""
     parts: tuple[str, ...]
-    """Of latency, memory, energy, accuracy, fidelity."""
+    """What the last call measured, of latency (with energy), memory, accuracy, fidelity."""
+    split: str = "test"
+    """Of the problems."""
+    items_hash: str = ""
+    """SHA-256 of the problems: a file's may change."""
 
 
 @dataclass(frozen=True)
