@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,8 +54,11 @@ def load_dataset(
     context: int,
     granularity: Granularity = "full",
     keep_wrong: bool = False,
+    edit: Callable[[Trace], Trace] = lambda trace: trace,
 ) -> Dataset:
     """Read, compress, render and check all traces; those that do not fit or cannot be written are counted.
+
+    `edit` changes a trace before it is compressed.
 
     Raises `InputError` for a line that is no trace, and when no trace is left.
     """
@@ -66,7 +69,9 @@ def load_dataset(
                 left_out["wrong"] += 1
                 continue
             try:
-                examples.append(make_example(solution_of(trace, granularity), style, tokenizer, context))
+                examples.append(
+                    make_example(solution_of(edit(trace), granularity), style, tokenizer, context)
+                )
                 ids.append(trace.id)
             except InputError as exc:
                 if exc.code == "dropped-from-text":  # the chat form is at fault, not the trace

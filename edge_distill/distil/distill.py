@@ -137,6 +137,10 @@ def _run(recipe: Recipe, source: Source, material: Material, arguments: Training
     from edge_distill.distil.trainer import Recorder
 
     model: Any = source.checkpoint.model
+    if recipe.reward_model:
+        from edge_distill.distil.reward_model import with_reward_head
+
+        model = with_reward_head(model, recipe.training.seed)
     if recipe.lora:
         model = with_adapters(model, recipe.lora)
     if recipe.quantize:

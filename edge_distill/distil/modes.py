@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,10 @@ def make_trainer(
         section = recipe.preferences
         common |= {"beta": section.beta, "cross_entropy": section.cross_entropy}
         return PreferenceTrainer(model, arguments, **common)
+    if recipe.reward_model:
+        from edge_distill.distil.reward_training import RewardTrainer
+
+        return RewardTrainer(model, arguments, **common)
     common |= {
         "loss": recipe.loss.loss(),
         "weights": recipe.steps.weights(),
@@ -102,6 +107,12 @@ def _read(recipe: Recipe, source: Source) -> tuple[Dataset | Pairs, Dataset | Pa
             return pairs, None
         return pairs, load_pairs(section.validation, source.style, tokenizer, context=context)
 
+    edit: dict[str, Any] = {}
+    if recipe.reward_model:
+        from edge_distill.distil.reward_training import plant_mistake
+
+        edit = {"edit": partial(plant_mistake, share=recipe.reward_model.planted)}
+
     def read(paths: Sequence[Path]) -> Dataset:
         return load_dataset(
             paths,
@@ -109,7 +120,8 @@ def _read(recipe: Recipe, source: Source) -> tuple[Dataset | Pairs, Dataset | Pa
             tokenizer,
             context=context,
             granularity=recipe.granularity,
-            keep_wrong=recipe.keep_wrong,
+            keep_wrong=recipe.keep_wrong or recipe.reward_model is not None,
+            **edit,
         )
 
     return read(recipe.traces), read(recipe.validation) if recipe.validation else None

@@ -97,6 +97,13 @@ class PreferencesSection(_Section):
     """The weight of the chosen text's own cross-entropy."""
 
 
+class RewardModelSection(_Section):
+    """Train a process reward model on the steps' verdicts instead of a student; see `reward_model.py`."""
+
+    planted: float = Field(default=0.5, ge=0, le=1)
+    """The part of the traces that get a mistake in one step."""
+
+
 class LoraSection(_Section):
     """Low-rank adapters on all linear layers instead of the weights themselves; merged at the end."""
 
@@ -155,6 +162,7 @@ class Recipe(_Section):
     teacher: TeacherSection | None = None
     on_policy: OnPolicySection | None = None
     preferences: PreferencesSection | None = None
+    reward_model: RewardModelSection | None = None
     quantize: Literal["int4", "int8"] | None = None
     """Train through the export grid, so that `export --method rtn` gives exactly the trained integers."""
     lora: LoraSection | None = None
@@ -190,6 +198,11 @@ class Recipe(_Section):
             raise ValueError(
                 f"batch_size {training.batch_size} is no multiple of micro_batch_size {training.micro_batch_size}"
             )
+        chosen = [name for name in ("on_policy", "preferences", "reward_model") if getattr(self, name)]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} exclude each other")
+        if self.reward_model and (self.teacher or self.quantize or self.lora):
+            raise ValueError("a reward_model takes no teacher, and trains whole: leave quantize and lora out")
         if self.quantize and self.lora:
             raise ValueError("quantize and lora exclude each other: the grid needs the whole weight")
         return self

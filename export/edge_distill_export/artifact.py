@@ -31,6 +31,8 @@ from edge_distill_runtime.text.chat import ChatSegments
 from edge_distill_runtime.text.detokenizer import encode, load_tokenizer
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from edge_distill_export.checkpoint import Checkpoint
 
 # MatMulNBits multiplies with activations rounded to int8 in blocks of 32, as ggml does; 0 would keep float32.
@@ -68,17 +70,21 @@ def prepare(checkpoint: Checkpoint, context: int | None) -> Source:
             f"a context of {context} was asked for",
             f"{checkpoint.name} takes 32 to {longest} tokens",
         )
-    tokenizer = checkpoint.tokenizer
-    chat = chat_segments(tokenizer)
+    style = style_of(checkpoint.tokenizer)
+    bos = checkpoint.tokenizer.bos_token_id if style.start else None
+    return Source(checkpoint, style, _stop_ids(checkpoint, style.chat), bos, context)
+
+
+def style_of(tokenizer: PreTrainedTokenizerFast) -> Style:
+    """How a student with this tokenizer writes; raises `InputError` for a chat template that cannot be taken apart."""
     bos = tokenizer.bos_token_id
     starts_with_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
-    style = Style(
-        chat,
+    return Style(
+        chat_segments(tokenizer),
         reasoning_markers(tokenizer),
         start=tokenizer.bos_token if starts_with_bos else "",
         end=tokenizer.eos_token or "",
     )
-    return Source(checkpoint, style, _stop_ids(checkpoint, chat), bos if starts_with_bos else None, context)
 
 
 def _stop_ids(checkpoint: Checkpoint, chat: ChatSegments | None) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ import pytest
 
 from edge_distill.distil.distill import distill
 from edge_distill.distil.recipe import load_recipe
+from edge_distill.distil.reward_model import load_reward_model
 from edge_distill_export.checkpoint import load_checkpoint
 from tests.distil.sums import pair_lines, sums, write
 from tests.random_models import save_checkpoint, variant_named
@@ -55,4 +56,7 @@ def test_trains(path: Path, tmp_path: Path) -> None:
         overrides += ["on_policy.max_tokens=8"]
     result = distill(path, overrides)
     assert result.steps == 2
-    load_checkpoint(tmp_path / "run" / "student")
+    if recipe.reward_model:
+        load_reward_model(tmp_path / "run" / "student")
+    else:
+        load_checkpoint(tmp_path / "run" / "student")
