@@ -65,6 +65,9 @@ VERBS = {
         "Measure whether a student's reasoning was transferred",
         "all",
     ),
+    "report": Verb(
+        "edge_distill_bench.report.verb:report", "Turn a benchmark's results into one HTML page", "bench"
+    ),
     "env": Verb("edge_distill.env:env", "Print versions, CPU and memory for a bug report", ""),
 }
 
