@@ -14,6 +14,7 @@ from edge_distill.distil.recipe import Recipe
 from edge_distill.distil.reward_model import load_reward_model
 from edge_distill.distil.reward_training import judged, plant_mistake
 from edge_distill.distil.spans import Step, StepSpan
+from edge_distill.traces.trace import Verdict
 from edge_distill_export.chat_template import reasoning_markers
 from edge_distill_runtime.errors import InputError
 from tests.distil.sums import sums, write
@@ -67,7 +68,7 @@ def test_scores_are_those_of_transformers(tmp_path: Path) -> None:
 
 
 def test_nothing_behind_a_mistake_is_judged() -> None:
-    verdicts = ["verified", "unknown", "refuted", "verified"]
+    verdicts: list[Verdict] = ["verified", "unknown", "refuted", "verified"]
     spans = [StepSpan(i, i + 1, Step(str(i), "structure", verdict)) for i, verdict in enumerate(verdicts)]
     assert [span.step.text for span in judged(spans)] == ["0", "2"]
 
