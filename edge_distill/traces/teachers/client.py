@@ -13,22 +13,18 @@ from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
-from edge_distill.traces.teachers.answer import error_message
-from edge_distill_runtime.errors import InputError, MissingExtra
+import httpx
+import stamina
 
-try:
-    import httpx
-    import stamina
-except ImportError as exc:
-    raise MissingExtra(
-        "missing-httpx", f"openai: takes {exc.name}", 'pip install "edge-distill[distill]"'
-    ) from exc
+from edge_distill.traces.teachers.answer import error_message
+from edge_distill_runtime.errors import InputError
 
 __all__ = ["Client", "RequestFailed"]
 
 MAX_BYTES = 16 << 20  # of a body
 FIRST_WAIT, LONGEST_WAIT, JITTER = 0.5, 30.0, 1.0  # seconds between two tries; the wait doubles
 CONNECT_SECONDS = 10.0
+CONTACT_SECONDS = 30.0  # for the first sign of life: a wrong port should not take the whole deadline
 MOST_MALFORMED = 3  # a server that answers nonsense will go on doing so
 
 _RETRIED = {408, 425, 429}  # and those from 500 on
@@ -63,6 +59,7 @@ class Client:
         self._url = url
         self._key = key
         self._deadline = deadline
+        self._reached = False  # whether there ever was an answer, be it an error
         logger = logging.getLogger("stamina")
         if (
             not logger.handlers
@@ -87,7 +84,7 @@ class Client:
 
         Raises `RequestFailed` when this question has no answer, `InputError` when none will have one.
         """
-        tries = _Tries(self._deadline)
+        tries = _Tries(self._deadline, lambda: self._reached)
         try:
             async with asyncio.timeout(self._deadline):
                 async for attempt in stamina.retry_context(
@@ -104,7 +101,7 @@ class Client:
             what = f"no answer within {self._deadline:g} s{tries.history}"
             raise RequestFailed(self._masked(what), unanswered=not tries.malformed) from None
         except _TryAgain as exc:
-            what = self._masked(f"{exc.what}, {tries.count} tries")
+            what = self._masked(f"{exc.what} (tries: {tries.count})")
             raise RequestFailed(what, unanswered=not exc.malformed) from exc.__cause__
         raise AssertionError("a retry context ends with an answer or an error")
 
@@ -112,6 +109,7 @@ class Client:
         headers = {"content-type": "application/json"} if body is not None else {}
         try:
             async with self._http.stream(method, self._url + path, content=body, headers=headers) as response:
+                self._reached = True
                 data = await _body(response)
         except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.LocalProtocolError) as exc:
             raise InputError("bad-url", f"{self._url} cannot be asked: {exc}", "check the URL") from exc
@@ -133,7 +131,7 @@ class Client:
             raise _TryAgain(what, wait=_retry_after(response.headers))
         if status in _OF_ALL_REQUESTS:
             hint = "set OPENAI_API_KEY" if status in (401, 403) else "check the URL and ?model=NAME"
-            raise InputError("teacher-refused", f"{self._url}{response.url.path[-40:]}: {what}", hint)
+            raise InputError("teacher-refused", f"{response.url}: {what}", hint)
         if 300 <= status < 400:
             target = response.headers.get("location", "")[:200]
             raise InputError(
@@ -151,8 +149,10 @@ class Client:
 class _Tries:
     """The tries of one question: whether there shall be another one, and when."""
 
-    def __init__(self, deadline: float) -> None:
-        self._ends = time.monotonic() + deadline
+    def __init__(self, deadline: float, is_reached: Callable[[], bool]) -> None:
+        self._began = time.monotonic()
+        self._ends = self._began + deadline
+        self._is_reached = is_reached
         self.count = 0
         self.malformed = 0
         self._last = ""
@@ -166,13 +166,15 @@ class _Tries:
         self._last = exc.what
         if self.malformed >= MOST_MALFORMED:
             return False
+        if not self._is_reached() and time.monotonic() - self._began > CONTACT_SECONDS:
+            return False
         if exc.wait is None:
             return True
         return exc.wait if time.monotonic() + exc.wait < self._ends else False
 
     @property
     def history(self) -> str:
-        return f", {self.count} tries failed; the last one: {self._last}" if self.count else ""
+        return f" (failed tries: {self.count}; the last one: {self._last})" if self.count else ""
 
 
 async def _body(response: httpx.Response) -> bytes:

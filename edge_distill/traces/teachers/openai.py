@@ -112,9 +112,13 @@ class OpenAITeacher:
                     finished.put((index, written))
 
         try:
-            await asyncio.gather(*(worker() for _ in range(min(self._at_once, len(requests)))))
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(min(self._at_once, len(requests))):
+                    workers.create_task(worker())
             finished.put(run.error)
-        except BaseException as exc:  # the caller waits for the queue, whatever happens here
+        except BaseExceptionGroup as group:  # the caller waits for the queue, whatever happens here
+            finished.put(group.exceptions[0])
+        except BaseException as exc:
             finished.put(exc)
             raise
 

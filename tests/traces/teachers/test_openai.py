@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -47,6 +48,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(client, "JITTER", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 def request(text: str = "2 + 2?", seed: int = 1) -> Request:
@@ -230,19 +232,20 @@ def waited(*script: Behaviour) -> float:
 
 
 def test_retry_after_in_seconds_is_waited() -> None:
-    assert 1.0 <= waited(fail(429, retry_after="1"), answer()) < 1.8
+    assert 1.0 <= waited(fail(429, retry_after="1"), answer()) < 3.0
 
 
 def test_retry_after_as_a_date_is_waited_by_the_servers_clock() -> None:
     then = 1_000_000_000  # a clock that is decades behind
     late = fail(503, retry_after=formatdate(then + 1, usegmt=True), date=formatdate(then, usegmt=True))
-    assert 1.0 <= waited(late, answer()) < 1.8
+    assert 1.0 <= waited(late, answer()) < 3.0
 
 
 def test_retry_after_as_a_date_by_our_clock_where_the_server_tells_none() -> None:
-    assert waited(fail(429, retry_after=formatdate(time.time() + 1.9, usegmt=True)), answer()) < 2.5
+    later = formatdate(time.time() + 1.9, usegmt=True)  # at least 0.9 s from now: it has whole seconds
+    assert 0.85 <= waited(fail(429, retry_after=later), answer()) < 3.0
     soon = formatdate(time.time() - 3600, usegmt=True)
-    assert waited(fail(429, retry_after=soon), answer()) < 0.5
+    assert waited(fail(429, retry_after=soon), answer()) < 0.9
 
 
 @pytest.mark.parametrize("value", ["soon", "", "-5", "nan", "Mon, 99 Foo 2026 00:00:00 GMT"])
@@ -251,7 +254,7 @@ def test_a_retry_after_that_is_none_means_the_usual_wait(value: str) -> None:
         written, _ = ask_one(fail(429, retry_after=value), answer())
         assert not written.is_usable
     else:
-        assert waited(fail(429, retry_after=value), answer()) < 0.5
+        assert waited(fail(429, retry_after=value), answer()) < 0.9
 
 
 def gaps_of_three_failures() -> list[float]:
@@ -284,7 +287,7 @@ def test_the_deadline_ends_it(behaviour: Behaviour, said: str) -> None:
     with serving(behaviour) as server:
         started = time.monotonic()
         (written,) = ask(server, deadline=0.6)
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 4.0
     assert written.finish_reason == "error"
     assert not written.is_usable
     assert said in written.error
@@ -294,8 +297,8 @@ def test_a_wait_longer_than_the_deadline_is_not_begun() -> None:
     with serving(fail(429, "slow down", retry_after="3600")) as server:
         started = time.monotonic()
         (written,) = ask(server, deadline=5.0)
-        assert time.monotonic() - started < 1.0
-    assert written.error == "HTTP 429 slow down, 1 tries"
+        assert time.monotonic() - started < 3.0
+    assert written.error == "HTTP 429 slow down (tries: 1)"
     assert len(server.asked) == 1
 
 
@@ -372,8 +375,30 @@ def test_a_server_that_is_gone_ends_the_run_and_not_each_request_by_itself() -> 
         finished = []
         with pytest.raises(BackendError, match="in a row") as caught:
             finished += [written for _, written in results]
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
     assert caught.value.code == "teacher-unreachable"
+
+
+def test_a_server_that_never_answered_is_given_up_long_before_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client, "CONTACT_SECONDS", 0.2)
+    with serving(answer()) as server:
+        gone = server.url
+    started = time.monotonic()
+    with pytest.raises(BackendError, match="the connection failed"):
+        OpenAITeacher(gone, deadline=60.0)
+    with closing(OpenAITeacher(f"{gone}?model=tiny", deadline=60.0)) as teacher:
+        ((_, written),) = teacher.write([request()], Sampling())
+    assert time.monotonic() - started < 10
+    assert "the connection failed" in written.error
+
+
+def test_a_server_that_comes_back_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "CONTACT_SECONDS", 0.05)
+    written, server = ask_one(fail(503, "loading"), *[slowly(hang_up, 0.05)] * 4, answer())
+    assert written == GOOD
+    assert len(server.asked) == 6
 
 
 def test_neither_the_key_nor_a_question_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -390,13 +415,13 @@ def test_neither_the_key_nor_a_question_is_logged(caplog: pytest.LogCaptureFixtu
 
 
 def test_as_many_at_once_as_allowed_and_no_more() -> None:
-    with serving(slowly(answer(), 0.05)) as server:
+    with serving(slowly(answer(), 0.1)) as server:
         assert ask(server, 12, at_once=4) == [GOOD] * 12
         assert server.most_active == 4
 
 
 def test_the_limit_holds_for_all_callers_together() -> None:
-    with serving(slowly(answer(), 0.05)) as server, closing(open_at(server, at_once=2)) as teacher:
+    with serving(slowly(answer(), 0.1)) as server, closing(open_at(server, at_once=2)) as teacher:
         first = teacher.write([request(seed=i) for i in range(4)], Sampling())
         second = teacher.write([request(seed=i) for i in range(4)], Sampling())
         assert len([*first, *second]) == 8
@@ -412,7 +437,7 @@ def test_results_come_as_they_are_finished() -> None:
 
 
 def test_leaving_early_ends_the_work() -> None:
-    with serving(slowly(answer(), 0.05)) as server, closing(open_at(server, at_once=2)) as teacher:
+    with serving(slowly(answer(), 0.1)) as server, closing(open_at(server, at_once=2)) as teacher:
         results = teacher.write([request(seed=i) for i in range(500)], Sampling())
         next(results)
         results.close()  # type: ignore[attr-defined]
@@ -427,8 +452,6 @@ def test_closed_is_closed() -> None:
         teacher = open_at(server)
         results = teacher.write([request()], Sampling())
         waiting = iter(results)
-        import threading
-
         threading.Timer(0.1, teacher.close).start()
         with pytest.raises(BackendError, match="closed"):
             next(waiting)
