@@ -43,10 +43,11 @@ def tree_of_thoughts(
     """One trace of each problem, from a tree whose nodes are steps.
 
     From a node `branching` steps are sampled; of equal ones one is kept. What the checker refutes is pruned, whoever
-    scores. `search` "breadth" keeps the `beam` best paths of each level, "best" expands the best node anywhere. Both
-    end at the first complete path that no other can beat, or when paths have `depth` steps, or the teacher has
-    written `nodes`. `scorer` is the step checker, the teacher itself, or a function (a process reward model) that
-    names itself in `name`. `refutation` keeps the first pruned branch beside the path that can be refuted.
+    scores. `search` "breadth" keeps the `beam` best paths of each level, "best" expands the best node anywhere; where
+    all is pruned, both sample again. They end at the first complete path that no other can beat, or when paths have
+    `depth` steps, or the teacher has written `nodes`. `scorer` is the step checker, the teacher itself, or a function
+    (a process reward model) that names itself in `name`. `refutation` keeps the first pruned branch beside the path
+    that can be refuted.
 
     Raises `InputError` for a number outside of its limits, and for greedy sampling of several branches.
     """
@@ -76,29 +77,37 @@ def tree_of_thoughts(
 
 
 def breadth_first(tree: Tree, beam: int) -> Talk[Node | None]:
-    """Level by level, the `beam` best paths of each; None when no complete one is left."""
+    """Level by level, the `beam` best paths of each; a level that all is pruned of is sampled again."""
     paths = [tree.root]
-    while paths and not paths[0].text:
-        complete = [node for node in paths if node.text]
+    while not paths[0].text:
+        before = tree.written
         children = yield from tree.expand([node for node in paths if not node.text])
-        alive = [node for node in (*complete, *children) if node.value > 0]
-        paths = sorted(alive, key=lambda node: node.rank)[:beam]
-    return paths[0] if paths else None
+        complete = [node for node in paths if node.text]
+        alive = [*complete, *(node for node in children if node.value > 0)]
+        if alive:
+            paths = sorted(alive, key=lambda node: node.rank)[:beam]
+        elif tree.written == before:
+            return None
+    return paths[0]
 
 
 def best_first(tree: Tree) -> Talk[Node | None]:
-    """The best node of all is expanded, until it is complete; None when none is left.
+    """The best node of all is expanded, until it is complete; dead ends are sampled again when nothing else is left.
 
     As no path is worth more than its beginning, no other path of the tree can then be better.
     """
-    queue = [(tree.root.rank, tree.root)]
+    queue = [(0, tree.root.rank, tree.root)]
     while queue:
-        _, node = heapq.heappop(queue)
+        tries, _, node = heapq.heappop(queue)
         if node.text:
             return node
-        for child in (yield from tree.expand([node])):
-            if child.value > 0:
-                heapq.heappush(queue, (child.rank, child))
+        before = tree.written
+        children = yield from tree.expand([node])
+        alive = [child for child in children if child.value > 0]
+        for child in alive:
+            heapq.heappush(queue, (0, child.rank, child))
+        if not alive and tree.written > before:
+            heapq.heappush(queue, (tries + 1, node.rank, node))
     return None
 
 

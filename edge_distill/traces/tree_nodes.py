@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 from edge_distill.traces.checker import check_step
@@ -69,6 +71,9 @@ class _Proposal:
     has_ended: bool = False
 
 
+_Key = tuple[int, tuple[str, ...], Hashable]  # parent, path, answer
+
+
 class Tree:
     """Grows on demand; the search decides where."""
 
@@ -94,23 +99,32 @@ class Tree:
         """Steps that the teacher was asked for."""
         self.expanded = 0
         self.failures: list[Written] = []
+        self._asked: dict[int, int] = {}  # samples of a node, by its order
+        self._known: set[_Key] = set()
+        self._is_broken = False
 
     def expand(self, parents: list[Node]) -> Talk[list[Node]]:
-        """Sample the next step of each node, as far as the limits allow; the new nodes, each once, pruned ones too."""
+        """Sample the next step of each node, as far as the limits allow; the new nodes, each once, pruned ones too.
+
+        A node may be expanded again: other samples are drawn. When all are errors, nothing is asked any more.
+        """
         asks: list[Ask] = []
         owners: list[Node] = []
         for parent in parents:
             count = min(self._limits.branching, self._limits.nodes - self.written)
-            if count <= 0 or len(parent.steps) >= self._limits.depth:
+            if count <= 0 or len(parent.steps) >= self._limits.depth or self._is_broken:
                 continue
             self.expanded += 1
             self.written += count
-            asks += [self._step_ask(parent.steps, sample) for sample in range(count)]
+            first = self._asked.get(parent.order, 0)
+            self._asked[parent.order] = first + count
+            asks += [self._step_ask(parent.steps, sample) for sample in range(first, first + count)]
             owners += [parent] * count
         if not asks:
             return []
         answers = yield asks
         self._note(answers)
+        self._is_broken = all(answer.finish_reason == "error" for answer in answers)
         proposals = [
             (owner, found)
             for owner, answer in zip(owners, answers, strict=True)
@@ -190,13 +204,15 @@ class Tree:
 
     def _grown(self, proposals: list[tuple[Node, _Proposal]]) -> Talk[list[Node]]:
         """Equal proposals become one node; scored, unless the checker refutes what they add."""
-        votes: dict[tuple[object, ...], int] = {}
-        different: dict[tuple[object, ...], tuple[Node, _Proposal]] = {}
+        votes: Counter[_Key] = Counter()
+        different: dict[_Key, tuple[Node, _Proposal]] = {}
         for parent, found in proposals:
             path = tuple(map(normalized, found.steps))
             key = (parent.order, path, parse_answer(found.text).key if found.text else None)
-            votes[key] = votes.get(key, 0) + 1
-            different.setdefault(key, (parent, found))
+            if key not in self._known:
+                votes[key] += 1
+                different.setdefault(key, (parent, found))
+        self._known.update(different)
         values = yield from self._values(list(different.values()))
         first = len(self.nodes)
         self.nodes += [
