@@ -31,8 +31,11 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Saved below .benchmarks: .venv/bin/pytest-benchmark compare, or make bench ARGS="--benchmark-compare
+# --benchmark-compare-fail=median:10%"
+ARGS ?=
 bench: setup
-	$(BIN)/python -m pytest benchmarks/suites --benchmark-only
+	$(BIN)/python -m pytest benchmarks/suites --benchmark-only --benchmark-autosave $(ARGS)
 
 # Damaged model files against the runtime: make fuzz SECONDS=3600 [SEED=7] [FIRST=number] [GROUPS="gguf onnx"]
 SECONDS ?= 600

