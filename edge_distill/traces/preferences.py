@@ -22,8 +22,8 @@ def preference_pairs(samples: Iterable[Trace]) -> Iterator[dict[str, Any]]:
     """The pairs of all problems; each of
 
     - correct-wrong: the most coherent right sample, against one sample of every wrong answer;
-    - short-long: the shortest of the right samples without a refuted step, against the longest right one, when that
-      has at least half as many characters more.
+    - short-long: the shortest right sample that reasons without a refuted step, against the longest right one, when
+      that has at least half as many characters more.
     """
     for traces in _by_problem(samples):
         right = sorted((trace for trace in traces if trace.correct), key=coherence)
@@ -31,18 +31,20 @@ def preference_pairs(samples: Iterable[Trace]) -> Iterator[dict[str, Any]]:
             continue
         for wrong in _one_of_each_answer(traces):
             yield _pair("correct-wrong", right[0], wrong)
-        sound = [trace for trace in right if coherence(trace)[0] == 0]
+        sound = [trace for trace in right if trace.reasoning and coherence(trace)[0] == 0]
         short = min(sound, key=_length, default=None)
         long = max(right, key=_length)
-        if short and _length(long) >= _LONGER * max(1, _length(short)):
+        if short and _length(long) >= _LONGER * _length(short):
             yield _pair("short-long", short, long)
 
 
 def _by_problem(samples: Iterable[Trace]) -> list[list[Trace]]:
-    """Samples of the same problem, task and teacher, in the order of their seeds."""
-    groups: dict[tuple[str, str, str], list[Trace]] = {}
+    """Samples of the same problem, task, teacher and prompt, in the order of their seeds."""
+    groups: dict[tuple[str, ...], list[Trace]] = {}
     for trace in samples:
-        groups.setdefault((trace.task, trace.problem, trace.teacher), []).append(trace)
+        prompt = trace.messages[: _answer_at(trace)]
+        key = (trace.task, trace.problem, trace.teacher, *(turn["content"] for turn in prompt))
+        groups.setdefault(key, []).append(trace)
     return [sorted(traces, key=lambda trace: (trace.seed or 0, trace.id)) for traces in groups.values()]
 
 
@@ -56,19 +58,25 @@ def _one_of_each_answer(traces: Sequence[Trace]) -> list[Trace]:
 
 def _pair(kind: str, chosen: Trace, rejected: Trace) -> dict[str, Any]:
     return {
-        "prompt": [{"role": "user", "content": chosen.problem}],
-        "chosen": _answer_of(chosen),
-        "rejected": _answer_of(rejected),
+        "prompt": _turns(chosen)[: _answer_at(chosen)],
+        "chosen": _turns(chosen)[_answer_at(chosen) :],
+        "rejected": _turns(rejected)[_answer_at(rejected) :],
         "task": chosen.task,
         "kind": kind,
     }
 
 
-def _answer_of(trace: Trace) -> list[dict[str, str]]:
-    """All turns after the problem's."""
-    first = next(i for i, turn in enumerate(trace.messages) if turn["role"] == "user")
-    return [dict(turn) for turn in trace.messages[first + 1 :]]
+def _turns(trace: Trace) -> list[dict[str, str]]:
+    return [dict(turn) for turn in trace.messages]
+
+
+def _answer_at(trace: Trace) -> int:
+    """Where the turns after the problem's begin."""
+    return 1 + next(i for i, turn in enumerate(trace.messages) if turn["role"] == "user")
 
 
 def _length(trace: Trace) -> int:
-    return sum(len(turn["content"]) + len(turn.get("reasoning_content", "")) for turn in trace.messages[1:])
+    return sum(
+        len(turn["content"]) + len(turn.get("reasoning_content", ""))
+        for turn in trace.messages[_answer_at(trace) :]
+    )

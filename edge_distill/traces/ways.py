@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,10 +47,8 @@ class Way:
             raise InputError(
                 "unfit-teacher", f"a solver cannot do {what}", "name a language model as teacher"
             )
-        if self.name != "chain" and self.exemplars.count:
-            raise InputError(
-                "unused-few-shot", f"--elicit {self.name} takes no exemplars", "leave --few-shot out"
-            )
+        if self.name == "react" and self.exemplars.count:
+            raise InputError("unused-few-shot", "--elicit react takes no exemplars", "leave --few-shot out")
         self.elicitation(0)  # the ways refuse what they cannot do
 
     def rounds(self, teacher: Teacher, tries: int) -> int:
@@ -69,19 +67,22 @@ class Way:
             return self_consistency(
                 samples=self.samples, sampling=self.sampling, seed=seeds[0], exemplars=self.exemplars
             )
-        factory = tree_of_thoughts if self.name == "tree" else react
-        return repeated(lambda seed: factory(sampling=self.sampling, seed=seed), seeds)
+        if self.name == "react":
+            return repeated([react(sampling=self.sampling, seed=seed) for seed in seeds])
+        return repeated(
+            [tree_of_thoughts(sampling=self.sampling, seed=seed, exemplars=self.exemplars) for seed in seeds]
+        )
 
 
-def repeated(make: Callable[[int], Elicit], seeds: Sequence[int]) -> Elicit:
-    """One elicitation for each seed, one after the other; a problem is handed back after the last."""
+def repeated(ways: Sequence[Elicit]) -> Elicit:
+    """Several elicitations, one after the other; a problem is handed back after the last, with all its attempts."""
 
     def elicit(problems: Sequence[Problem], teacher: Teacher) -> Iterator[tuple[int, list[Candidate]]]:
         found: list[list[Candidate]] = [[] for _ in problems]
-        for seed in seeds[:-1]:
-            for index, candidates in make(seed)(problems, teacher):
+        for way in ways[:-1]:
+            for index, candidates in way(problems, teacher):
                 found[index] += candidates
-        for index, candidates in make(seeds[-1])(problems, teacher):
+        for index, candidates in ways[-1](problems, teacher):
             yield index, [*found[index], *candidates]
 
     return elicit

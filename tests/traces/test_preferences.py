@@ -51,6 +51,7 @@ def test_short_against_long() -> None:
     assert pair["chosen"][0]["reasoning_content"] == "3 * 4 = 12"
     assert pair["rejected"][0]["reasoning_content"] == long.reasoning
     assert list(preference_pairs([middle, short])) == []  # about as long
+    assert list(preference_pairs([sample("", "12"), middle])) == []  # no reasoning is not the better one
 
 
 def test_a_short_one_with_a_wrong_step_is_not_preferred() -> None:

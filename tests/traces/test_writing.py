@@ -14,14 +14,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from edge_distill.traces.few_shot import ExemplarPool
 from edge_distill.traces.report import TracesWritten
 from edge_distill.traces.teachers.solver import SolverTeacher
-from edge_distill.traces.teachers.teacher import Sampling
+from edge_distill.traces.teachers.teacher import Request, Sampling, Written
 from edge_distill.traces.trace import read_traces
 from edge_distill.traces.ways import Way, repeated
 from edge_distill.traces.writing import Part, traces, write_traces
 from edge_distill_bench.tasks import load_problems
 from edge_distill_runtime import BackendError, InputError
+from tests.traces.adders import Scripted, addition
 from tests.traces.killed_writer import PROBLEMS, SAMPLES, TRIES
 from tests.traces.small_teachers import ErringTeacher, sums
 
@@ -170,6 +172,8 @@ def test_a_teacher_that_answers_nothing_is_an_error_and_loses_nothing(tmp_path: 
     [
         (Way(samples=0), "bad-samples"),
         (Way(samples=2, sampling=Sampling(temperature=0)), "bad-temperature"),
+        (Way("tree", sampling=Sampling(temperature=0)), "greedy-branches"),
+        (Way("react", exemplars=ExemplarPool((), 2)), "unused-few-shot"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_asked(way: Way, code: str, tmp_path: Path) -> None:
@@ -189,10 +193,44 @@ def test_a_greedy_teacher_has_one_round(tmp_path: Path) -> None:
     assert done.dropped > 0
 
 
+@pytest.mark.parametrize(
+    ("way", "name", "tries"),
+    [
+        (Way("tree", samples=2, seed=3), "tree", 1),
+        (Way("react", seed=3), "react", 1),
+        (Way("chain", seed=3, verify=True), "chain", 1),
+        (Way("chain", samples=2, seed=3, verify=True), "chain", 2),
+    ],
+)
+def test_every_way_goes_through_the_same_files(way: Way, name: str, tries: int, tmp_path: Path) -> None:
+    def answer(request: Request) -> Written:
+        if "Thought:" in request.messages[0]["content"] + request.messages[-1]["content"]:
+            return Written("", "Thought: 1 + 2 = 3\nFinal Answer: 3", "stop", 5)
+        if "short questions" in request.messages[-1]["content"]:
+            return Written("", "Is 1 + 2 = 3?", "stop", 5)
+        return Written("1 + 2 = 3", r"\boxed{3}", "stop", 5)
+
+    teacher, out = Scripted(answer), tmp_path / "traces.jsonl"
+    part = Part("additions", [addition(1, 2), addition(2, 2)], way)
+    done = write_traces([part], teacher, out, tries=tries)
+    assert (done.kept, done.dropped) == (1, 1)
+    (trace,) = read_traces(out)
+    assert trace.sampling["elicitation"] == name
+    assert trace.seed in range(3, 3 + way.samples)
+    assert ("teacher:verification" in trace.verified) == way.verify
+    samples = list(read_traces(tmp_path / "traces.samples.jsonl"))
+    seeds = {sample.seed for sample in samples if sample.problem == addition(2, 2).problem}
+    assert seeds == set(range(3, 3 + way.samples * tries))
+    before, asked = out.read_bytes(), len(teacher.requests)
+    again = write_traces([part], teacher, out, tries=tries)
+    assert (again.requests, len(teacher.requests)) == (0, asked)
+    assert again.requests_found == done.requests + done.requests_found
+    assert out.read_bytes() == before
+
+
 def test_repeated_ways_gather_the_attempts_of_a_problem() -> None:
-    way = Way()
     teacher = ErringTeacher()
-    elicit = repeated(lambda seed: Way(seed=seed, samples=way.samples).elicitation(0), [5, 6, 9])
+    elicit = repeated([Way(seed=seed).elicitation(0) for seed in (5, 6, 9)])
     found = dict(elicit(sums(4), teacher))
     assert sorted(found) == [0, 1, 2, 3]
     assert [[candidate.seed for candidate in found[index]] for index in range(4)] == [[5, 6, 9]] * 4
