@@ -32,7 +32,7 @@ class Form:
     """"as trained", or what was changed."""
     path: str
     tokens: int
-    """That have a loss, once through the traces."""
+    """That are taught, with a loss whose weight is not 0, once through the traces."""
     loses: tuple[str, ...]
     """The questions on which it is shown to be worse than the student."""
 

@@ -11,7 +11,9 @@ import pytest
 from rich.console import Console
 
 from edge_distill.distil.distill import train
+from edge_distill.distil.kinds import ANSWER, PROMPT, REASONING
 from edge_distill.distil.recipe import Recipe
+from edge_distill.distil.spans import Example, Step, StepSpan
 from edge_distill.evaluate import ablation
 from edge_distill.evaluate.ablation import variants
 from edge_distill.evaluate.evaluate import evaluate
@@ -71,6 +73,23 @@ def test_unknown_dimensions(tmp_path: Path, dimensions: str, code: str) -> None:
     with pytest.raises(InputError) as caught:
         variants(recipe_of(), dimensions, tmp_path)
     assert caught.value.code == code
+
+
+def test_tokens_that_are_taught() -> None:
+    steps = (
+        StepSpan(1, 3, Step("a", "structure", "verified")),
+        StepSpan(4, 6, Step("b", "language", "refuted")),
+    )
+    kinds = (PROMPT, *[REASONING] * 6, ANSWER, ANSWER)  # the step at 4 is refuted: it weighs nothing
+    example = Example(tuple(range(9)), kinds, steps)
+    for changes, count in (
+        ({}, 6),
+        ({"steps": {"roles": {"structure": 0}}}, 4),
+        ({"steps": {"refuted": -1}}, 8),
+        ({"loss": {"alpha": 0}}, 2),
+        ({"loss": {"beta": 0}}, 4),
+    ):
+        assert ablation._taught(example, recipe_of(**changes)) == count, changes
 
 
 def measures(accuracy: int, style: int, sound: int | None) -> list[Measure]:
@@ -141,8 +160,8 @@ def test_train_and_compare(student: Path, tmp_path: Path, monkeypatch: pytest.Mo
     }  # fmt: skip
     written = json.loads((tmp_path / "evaluation" / "ablation.json").read_text())
     assert written == json.loads(json.dumps(found.to_dict()))
-    lineage = json.loads((student / "distill.json").read_text())
-    assert found.forms[0].tokens == lineage["tokens"] > 0
+    # the answers alone are taught: less than a third, for every sum has a line of reasoning at least
+    assert 0 < 3 * found.forms[1].tokens < found.forms[0].tokens
     console = Console(file=io.StringIO(), width=200)
     found.render(console)
     assert "alpha 0" in console.file.getvalue()  # type: ignore[attr-defined]
