@@ -1,35 +1,44 @@
 """How far a model's next-token distributions are from a reference's, teacher-forced on the same reasoning text.
 
+    python -m edge_distill_bench.fidelity REFERENCE BUNDLE... [--task task:gsm_symbolic] [--items 32] [--k 128]
+
 P is the reference's distribution, Q the model's. KL(P || Q) is taken over the reference's k likeliest tokens and one
 bucket for all others: merging outcomes can only lose divergence (the data processing inequality), so it is a lower
-bound of the exact one. What it loses is the divergence inside the bucket, which has little probability: `tail` says how
-much. With k = 64 less than 1 % was lost for models that matter (tests/bench/test_fidelity.py measures it).
+bound of the exact one. What it loses is the divergence inside the bucket, whose mean probability `tail` says; `--k` of
+the whole vocabulary loses nothing. For SmolLM2-135M's q4_0 and int8 on 867 tokens of gsm_symbolic, against its q8_0,
+the default of 128 kept 97 to 98 % of the exact mean, 64 kept 95 to 97 %: a measured 0.049 may be an exact 0.0505.
 
 Checkpoints take part as fp32 bundles: everything runs through the runtime's step interface.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import json
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_distill_bench.fidelity_cache import Reference, TopK, split_at
-from edge_distill_bench.fidelity_texts import ForcedText
+from edge_distill_bench.fidelity_cache import DEFAULT_K, Reference, TopK, split_at, write_reference
+from edge_distill_bench.fidelity_texts import ForcedText, texts_of
 from edge_distill_bench.lines import append_lines, bad_line, cut_torn_line, read_lines
+from edge_distill_bench.measure import print_table
 from edge_distill_bench.results import FidelityPart, FidelityResult
 from edge_distill_bench.statistics import clustered_mean
-from edge_distill_runtime import Model
+from edge_distill_bench.tasks import load_problems
+from edge_distill_runtime import EdgeDistillError, Model, load
 from edge_distill_runtime.bundles.typed_json import typed
 from edge_distill_runtime.engines.forcing import Forcing
 
-__all__ = ["bucketed_kl", "measure_fidelity"]
+__all__ = ["bucketed_kl", "main", "measure_fidelity"]
 
 
 @dataclass(frozen=True)
@@ -153,3 +162,49 @@ def _part(
         first_divergence=None if agrees.all() else float(np.median(first)),
         mean_kl_interval=(interval.low, interval.high) if len(kls) > 1 else None,
     )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `python -m edge_distill_bench.fidelity`: any two models of one tokenizer."""
+    parser = argparse.ArgumentParser(
+        prog="python -m edge_distill_bench.fidelity", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("reference", metavar="REFERENCE", type=Path)
+    parser.add_argument("bundles", metavar="BUNDLE", nargs="+", type=Path)
+    parser.add_argument(
+        "--task", default="task:gsm_symbolic", help="problems with solutions (task:gsm_symbolic)"
+    )
+    parser.add_argument("--items", type=int, default=32, help="texts (32)")
+    parser.add_argument(
+        "--k", type=int, default=DEFAULT_K, help=f"tokens kept of each distribution ({DEFAULT_K})"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        problems = load_problems(options.task, split="test", count=options.items)
+        with TemporaryDirectory() as folder:
+            with load(options.reference) as model:
+                texts = texts_of(model, problems, most=options.items)
+                name = options.reference.name
+                reference = write_reference(model, texts, Path(folder), name=name, k=options.k)
+            results = {}
+            for bundle in options.bundles:
+                with load(bundle) as model:
+                    results[bundle.name] = measure_fidelity(model, reference)
+    except EdgeDistillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    for name, result in results.items():
+        print_table(
+            f"{name} against {result.against}, k {result.k}, tail {result.tail:.4f}",
+            ["tokens", "count", "mean KL", "p99 KL", "top-1"],
+            [
+                [kind, part.tokens, part.mean_kl, part.p99_kl, part.top1]
+                for kind, part in result.parts.items()
+            ],
+        )
+    print(json.dumps({name: asdict(result) for name, result in results.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

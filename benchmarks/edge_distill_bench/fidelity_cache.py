@@ -1,9 +1,9 @@
 """A reference's distributions on disk: for every token the k likeliest ids, their log-probabilities, and the rest's.
 
-8 k + 4 bytes a token: 5 MB for 10,000 tokens and k = 64, where whole logits of 49,152 ids would take 2 GB. Two files in
-one folder: `reference.bin` (little-endian int32 ids [n, k], float32 log-probabilities [n, k], float32 rest [n] for one
-text after the other) and `reference.jsonl`, whose lines say whose it is and, once a text's rows are written, where they
-lie. A writer that was killed is continued.
+8 k + 4 bytes a token: 10 MB for 10,000 tokens and k = 128, where whole logits of 49,152 ids would take 2 GB. Two files
+in one folder: `reference.bin` (little-endian int32 ids [n, k], float32 log-probabilities [n, k], float32 rest [n] for
+one text after the other) and `reference.jsonl`, whose lines say whose it is and, once a text's rows are written, where
+they lie. A writer that was killed is continued.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["DEFAULT_K", "Reference", "TopK", "log_sum_exp", "read_reference", "t
 
 Floats = NDArray[np.float32]
 
-DEFAULT_K = 64
+DEFAULT_K = 128
 _SCHEMA_VERSION = 1
 _INDEX, _DATA = "reference.jsonl", "reference.bin"
 _MAX_BYTES = 1 << 30

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_distill_bench.fidelity import bucketed_kl, measure_fidelity
+from edge_distill_bench.fidelity import bucketed_kl, main, measure_fidelity
 from edge_distill_bench.fidelity_cache import read_reference, top_k, write_reference
 from edge_distill_bench.fidelity_texts import ForcedText, _sign, render_text, texts_of
 from edge_distill_bench.results import FidelityPart
@@ -209,7 +209,7 @@ def test_plain_models_have_texts_too(student: Model) -> None:
 def test_the_reference_is_no_distance_from_itself(student: Model, tmp_path: Path) -> None:
     texts = texts_of(student, PROBLEMS)
     found = measure_fidelity(student, write_reference(student, texts, tmp_path / "r", name="fp32"))
-    assert (found.against, found.k, found.texts) == ("fp32", 64, 6)
+    assert (found.against, found.k, found.texts) == ("fp32", 128, 6)
     assert set(found.parts) == {"all", "reasoning", "answer", "numbers", "operators"}
     for part in found.parts.values():
         assert part.mean_kl < 1e-6
@@ -245,7 +245,7 @@ def test_parts_equal_an_independent_count(student: Model, q4: Model, tmp_path: P
     assert whole.mean_kl_interval[0] < whole.mean_kl < whole.mean_kl_interval[1]
 
 
-@pytest.mark.parametrize(("k", "kept"), [(64, 0.9), (16, 0.6), (1, 0.05)])
+@pytest.mark.parametrize(("k", "kept"), [(128, 0.95), (64, 0.9), (16, 0.6), (1, 0.05)])
 def test_how_much_the_bucket_loses(student: Model, q4: Model, tmp_path: Path, k: int, kept: float) -> None:
     """On a random model, whose distributions are flatter than any trained one's, and a vocabulary of 512."""
     texts = texts_of(student, PROBLEMS)
@@ -299,7 +299,7 @@ def test_a_killed_reference_goes_on(student: Model, tmp_path: Path) -> None:
         for one, two in zip(whole.rows(text), again.rows(text), strict=True):
             # one engine, but other prompts before it: the order of sums may differ
             np.testing.assert_allclose(one, two, atol=1e-4)
-    assert (folder / "reference.bin").stat().st_size == sum(text.rows for text in texts) * (64 * 8 + 4)
+    assert (folder / "reference.bin").stat().st_size == sum(text.rows for text in texts) * (128 * 8 + 4)
     assert read_reference(folder).texts == texts
     done.clear()
     write_reference(student, texts[:2], folder, name="r", progress=done.append)
@@ -407,3 +407,19 @@ def test_a_single_text_has_no_interval(student: Model, q4: Model, tmp_path: Path
     part = measure_fidelity(q4, reference).parts["all"]
     assert isinstance(part, FidelityPart)
     assert part.mean_kl_interval is None
+
+
+def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "sums.jsonl"
+    # a file's problems are split by their hash: take enough for the test split
+    more = [{"problem": f"Number {i}?", "answer": str(i), "solution": f"{i} = {i}"} for i in range(40)]
+    path.write_text("\n".join(map(json.dumps, more)) + "\n")
+    call = [str(folder / "fp32"), str(folder / "q4_0"), "--task", str(path), "--items", "2", "--k", "8"]
+    assert main(call) == 0
+    table, _, last = capsys.readouterr().out.rstrip().rpartition("\n")
+    assert "q4_0 against fp32, k 8" in table
+    found = json.loads(last)["q4_0"]
+    assert found["parts"]["all"]["mean_kl"] > 0
+    assert found["texts"] == 2
+    assert main([*call[:2], "--task", str(path), "--items", "2", "--k", "0"]) == 2
+    assert "k is 0" in capsys.readouterr().err
