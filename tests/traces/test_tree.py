@@ -161,6 +161,29 @@ def test_without_mistakes_only_the_path_is_expanded(search: str) -> None:
     }
 
 
+@pytest.mark.parametrize("search", ["breadth", "best"])
+def test_of_equals_the_complete_goes_first(search: str) -> None:
+    def write(request: Request) -> Written:
+        ends = random.Random(request.seed).random() < 0.5
+        return (
+            Written("", "\\boxed{1}", "stop", 1) if ends else Written("1 + 1 = 2\n1 + 2 = 3", "", "stop", 1)
+        )
+
+    candidate = one(Scripted(write), branching=12, search=search)
+    assert (candidate.text, candidate.notes["expanded"], candidate.notes["nodes"]) == ("\\boxed{1}", 1, 2)
+
+
+def test_a_dead_end_is_one_node_however_often_it_is_sampled() -> None:
+    candidate = one(Scripted(lambda _: Written("1 + 1 = 3\nso", "", "stop", 1)), nodes=20)
+    assert candidate.finish_reason == "length"
+    assert {name: candidate.notes[name] for name in ("nodes", "expanded", "written", "pruned")} == {
+        "nodes": 1,
+        "expanded": 4,
+        "written": 20,
+        "pruned": 1,
+    }
+
+
 def test_spelling_makes_no_new_node() -> None:
     assert normalized("Step 2: 3+5 = 8.") == normalized("- 3 +  5=8") == normalized("2) 3 + 5 = 8") == "3+5=8"
     assert normalized("3 + 5 = 8") != normalized("35 = 8")
