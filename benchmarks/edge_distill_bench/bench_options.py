@@ -17,13 +17,13 @@ PARTS = ("latency", "memory", "accuracy", "fidelity")
 _ANSWER = 128  # tokens behind the longest reasoning
 
 
-TASKS_HELP = "problems: task:FAMILY?option=value, FILE.jsonl or hf:NAME, with commas (task:gsm_symbolic)"
-ITEMS_HELP = "problems of all tasks together (200)"
-BUDGETS_HELP = "most tokens of reasoning, each a run of its own (0,64,256)"
+TASKS_HELP = "Problems: task:FAMILY?option=value, FILE.jsonl or hf:NAME, with commas (task:gsm_symbolic)"
+ITEMS_HELP = "Problems of all tasks together (200)"
+BUDGETS_HELP = "Most tokens of reasoning, each a run of its own (0,64,256)"
 SAMPLES_HELP = "1 is greedy, 8 the majority of 8 samples, which take 8 times as long; 1,8 for both (1)"
-SPLIT_HELP = "of the problems: test, or all of a file that was made for testing (test)"
-CONTEXTS_HELP = "tokens at which memory is measured (512,2048)"
-GATE_HELP = "limits such as retention>=0.99,kl<=0.05,ttft_p95<=0.5,rss<=300MB; exit code 8 when one fails"
+SPLIT_HELP = "Of the problems: test, or all of a file that was made for testing"
+CONTEXTS_HELP = "Tokens at which memory is measured"
+GATE_HELP = "Limits such as retention>=0.99,kl<=0.05,ttft_p95<=0.5,rss<=300MB; exit code 8 when one fails"
 
 
 @dataclass(frozen=True)
