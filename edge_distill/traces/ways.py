@@ -13,13 +13,14 @@ from edge_distill.traces.react import react
 from edge_distill.traces.self_consistency import self_consistency
 from edge_distill.traces.teachers.solver import SolverTeacher
 from edge_distill.traces.teachers.teacher import Sampling, Teacher
-from edge_distill.traces.tree import tree_of_thoughts
+from edge_distill.traces.tree import Search, tree_of_thoughts
 from edge_distill_bench.tasks import Problem
 from edge_distill_runtime.errors import InputError
 
-__all__ = ["Way", "WayName", "repeated"]
+__all__ = ["ScorerName", "Way", "WayName", "repeated"]
 
 WayName = Literal["chain", "tree", "react"]
+ScorerName = Literal["checker", "teacher"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Way:
     seed: int = 0
     exemplars: ExemplarPool = ExemplarPool()  # noqa: RUF009 - frozen
     verify: bool = False
+    search: Search = "breadth"
+    scorer: ScorerName = "checker"
+    refutation: bool = False
 
     def check(self, teacher: Teacher) -> None:
         """What cannot work, before anything is asked; raises `InputError`."""
@@ -49,6 +53,16 @@ class Way:
             )
         if self.name == "react" and self.exemplars.count:
             raise InputError("unused-few-shot", "--elicit react takes no exemplars", "leave --few-shot out")
+        if self.name != "tree" and (self.search, self.scorer, self.refutation) != (
+            "breadth",
+            "checker",
+            False,
+        ):
+            raise InputError(
+                "unused-tree-option",
+                f"--elicit {self.name} grows no tree",
+                "leave --search, --scorer and --refutation out, or say --elicit tree",
+            )
         self.elicitation(0)  # the ways refuse what they cannot do
 
     def rounds(self, teacher: Teacher, tries: int) -> int:
@@ -69,8 +83,16 @@ class Way:
             )
         if self.name == "react":
             return repeated([react(sampling=self.sampling, seed=seed) for seed in seeds])
-        return repeated(
-            [tree_of_thoughts(sampling=self.sampling, seed=seed, exemplars=self.exemplars) for seed in seeds]
+        return repeated([self._tree(seed) for seed in seeds])
+
+    def _tree(self, seed: int) -> Elicit:
+        return tree_of_thoughts(
+            search=self.search,
+            scorer=self.scorer,
+            refutation=self.refutation,
+            sampling=self.sampling,
+            seed=seed,
+            exemplars=self.exemplars,
         )
 
 

@@ -21,8 +21,10 @@ from edge_distill.traces.step_labels import step_labels
 from edge_distill.traces.store import Rejects, TraceStore
 from edge_distill.traces.teachers.teacher import Sampling, Teacher
 from edge_distill.traces.trace import read_traces
-from edge_distill.traces.ways import Way, WayName
+from edge_distill.traces.tree import Search
+from edge_distill.traces.ways import ScorerName, Way, WayName
 from edge_distill_bench.tasks import BadLine, Problem, Split, load_problems
+from edge_distill_export.progress import stage
 from edge_distill_runtime.errors import BackendError, InputError
 
 __all__ = ["Part", "traces", "write_traces"]
@@ -49,6 +51,13 @@ def traces(
     ] = None,
     elicit: Annotated[WayName, "Chain of thought, tree of thoughts, or tool use"] = "chain",
     verify: Annotated[bool, "Let the teacher check its answers by questions of its own"] = False,
+    search: Annotated[
+        Search, "The tree's paths: the best few of each level, or the best one anywhere"
+    ] = "breadth",
+    scorer: Annotated[
+        ScorerName, "Who scores the tree's steps: the step checker, or the teacher"
+    ] = "checker",
+    refutation: Annotated[bool, "Keep a wrong step that the tree pruned, with its refutation"] = False,
     granularity: Annotated[Granularity, "The steps of a trace that are kept"] = "full",
     pairs: Annotated[bool, "Write preference pairs and step labels from the samples too"] = False,
 ) -> TracesWritten:
@@ -64,11 +73,13 @@ def traces(
     bad_lines: list[tuple[str, BadLine]] = []
     parts = []
     for source in names:
-        problems = load_problems(
-            source, split=split, count=count, seed=seed, on_bad_line=partial(_note, bad_lines, source)
-        )
-        pool = choose_exemplars(exemplars or source, few_shot, curated=exemplars is not None)
-        parts.append(Part(source, problems, Way(elicit, samples, sampling, seed, pool, verify)))
+        with stage(f"Problems of {source}"):
+            problems = load_problems(
+                source, split=split, count=count, seed=seed, on_bad_line=partial(_note, bad_lines, source)
+            )
+            pool = choose_exemplars(exemplars or source, few_shot, curated=exemplars is not None)
+        way = Way(elicit, samples, sampling, seed, pool, verify, search, scorer, refutation)
+        parts.append(Part(source, problems, way))
     _reject(bad_lines, out.parent)
     asked = open_teacher(teacher, at_once=at_once)
     try:
@@ -123,7 +134,7 @@ def write_traces(
                 stores,
                 tries=part.way.rounds(teacher, tries),
                 granularity=granularity,
-                name=part.name,
+                name=f"Asking about {part.name}",
             )
         ]
     _ensure_answers(outcomes, teacher)

@@ -174,6 +174,8 @@ def test_a_teacher_that_answers_nothing_is_an_error_and_loses_nothing(tmp_path: 
         (Way(samples=2, sampling=Sampling(temperature=0)), "bad-temperature"),
         (Way("tree", sampling=Sampling(temperature=0)), "greedy-branches"),
         (Way("react", exemplars=ExemplarPool((), 2)), "unused-few-shot"),
+        (Way("chain", search="best"), "unused-tree-option"),
+        (Way("react", refutation=True), "unused-tree-option"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_asked(way: Way, code: str, tmp_path: Path) -> None:
@@ -197,6 +199,7 @@ def test_a_greedy_teacher_has_one_round(tmp_path: Path) -> None:
     ("way", "name", "tries"),
     [
         (Way("tree", samples=2, seed=3), "tree", 1),
+        (Way("tree", seed=3, search="best", scorer="teacher", refutation=True), "tree", 1),
         (Way("react", seed=3), "react", 1),
         (Way("chain", seed=3, verify=True), "chain", 1),
         (Way("chain", samples=2, seed=3, verify=True), "chain", 2),
