@@ -59,7 +59,8 @@ class Client:
         self._url = url
         self._key = key
         self._deadline = deadline
-        self._reached = False  # whether there ever was an answer, be it an error
+        self.is_reached = False
+        """Whether there ever was a connection."""
         logger = logging.getLogger("stamina")
         if (
             not logger.handlers
@@ -84,7 +85,7 @@ class Client:
 
         Raises `RequestFailed` when this question has no answer, `InputError` when none will have one.
         """
-        tries = _Tries(self._deadline, lambda: self._reached)
+        tries = _Tries(self._deadline, lambda: self.is_reached)
         try:
             async with asyncio.timeout(self._deadline):
                 async for attempt in stamina.retry_context(
@@ -108,8 +109,9 @@ class Client:
     async def _try(self, method: str, path: str, body: bytes | None, read: Callable[[bytes], T]) -> T:
         headers = {"content-type": "application/json"} if body is not None else {}
         try:
-            async with self._http.stream(method, self._url + path, content=body, headers=headers) as response:
-                self._reached = True
+            async with self._http.stream(
+                method, self._url + path, content=body, headers=headers, extensions={"trace": self._trace}
+            ) as response:
                 data = await _body(response)
         except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.LocalProtocolError) as exc:
             raise InputError("bad-url", f"{self._url} cannot be asked: {exc}", "check the URL") from exc
@@ -122,6 +124,10 @@ class Client:
             return read(data)
         except ValueError as exc:
             raise _TryAgain(f"the answer is malformed: {str(exc)[:200]}", malformed=True) from exc
+
+    async def _trace(self, event: str, info: object) -> None:
+        if event == "connection.connect_tcp.complete":
+            self.is_reached = True
 
     def _refuse(self, response: httpx.Response, data: bytes) -> None:
         """Raise what a status other than 200 means."""

@@ -11,6 +11,7 @@ import queue
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -40,6 +41,7 @@ class OpenAITeacher:
             raise InputError("bad-deadline", f"deadline is {deadline}", "it must be more than 0 seconds")
         base, model = _parse(url)
         self._at_once = at_once
+        self._health = _Health(max(at_once, _FEWEST_FAILURES))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="teacher", daemon=True)
         self._thread.start()
@@ -55,8 +57,9 @@ class OpenAITeacher:
     def write(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Written]]:
         """See `Teacher.write`.
 
-        Raises `InputError` when the server refuses the key or the model, `BackendError` when as many requests as
-        run at once, at least 4, have had no answer in a row; what was under way until then is given back before.
+        Raises `InputError` when the server refuses the key or the model, `BackendError` when it was never there or
+        as many requests as run at once, at least 4, have had no answer in a row, also over several calls; what was
+        under way until then is given back before.
         """
         check_requests(self, requests)
         if self._closed:
@@ -100,7 +103,7 @@ class OpenAITeacher:
         sampling: Sampling,
         finished: queue.SimpleQueue[tuple[int, Written] | BaseException | None],
     ) -> None:
-        run = _Run(self._client, self._slots, max(self._at_once, _FEWEST_FAILURES))
+        run = _Run(self._client, self._slots, self._health)
         pending = iter(enumerate(requests))
 
         async def worker() -> None:
@@ -143,11 +146,10 @@ class OpenAITeacher:
 class _Run:
     """One call of `write`: it stops asking when no request can have an answer."""
 
-    def __init__(self, client: Client, slots: asyncio.Semaphore, most_failures: int) -> None:
+    def __init__(self, client: Client, slots: asyncio.Semaphore, health: _Health) -> None:
         self._client = client
         self._slots = slots
-        self._most_failures = most_failures
-        self._failures = 0  # in a row, of requests that the server did not take
+        self._health = health
         self.error: Exception | None = None
 
     async def ask(self, body: bytes) -> Written | None:
@@ -156,19 +158,29 @@ class _Run:
             async with self._slots:
                 written = await self._client.ask("POST", "/chat/completions", body, read_completion)
         except RequestFailed as exc:
-            self._count(exc)
+            self.error = self.error or self._health.worse(exc, self._client.is_reached)
             return Written("", "", "error", 0, exc.what)
         except InputError as exc:
             self.error = self.error or exc
             return None
-        self._failures = 0
+        self._health.failures = 0
         return written
 
-    def _count(self, failure: RequestFailed) -> None:
-        self._failures = self._failures + 1 if failure.unanswered else 0
-        if self._failures >= self._most_failures:
-            what = f"{self._failures} requests in a row had no answer: {failure.what}"
-            self.error = self.error or BackendError("teacher-unreachable", what, "is the server running?")
+
+@dataclass
+class _Health:
+    """How many requests in a row, of all calls, the server did not take."""
+
+    most: int
+    failures: int = 0
+
+    def worse(self, failure: RequestFailed, is_reached: bool) -> BackendError | None:
+        """What it means for the others: nothing, or that the server is gone or was never there."""
+        self.failures = self.failures + 1 if failure.unanswered else 0
+        if self.failures < self.most and (is_reached or not failure.unanswered):
+            return None
+        what = f"no answer to {self.failures} requests in a row: {failure.what}"
+        return BackendError("teacher-unreachable", what, "is the server running?")
 
 
 async def _open(base: str, at_once: int, deadline: float) -> tuple[Client, asyncio.Semaphore]:
