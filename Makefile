@@ -5,7 +5,7 @@ STAMP := .venv/.setup-done
 # Two workers; see tests/conftest.py for how they share the cores.
 WORKERS ?= 2
 
-.PHONY: setup demo test check bench fuzz
+.PHONY: setup demo demo-smollm2 test check bench fuzz
 
 setup: $(STAMP)
 
@@ -21,6 +21,9 @@ $(STAMP): pyproject.toml runtime/pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/edge-distill demo
+
+demo-smollm2: setup
+	$(BIN)/edge-distill demo smollm2
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

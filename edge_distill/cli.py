@@ -49,7 +49,12 @@ VERBS = {
     "verify": Verb("edge_distill_export.verify:verify", "Check a bundle's hashes and its parity", "export"),
     "run": Verb("edge_distill.run:run", "Ask a bundle a question and stream the answer", "export"),
     "serve": Verb("edge_distill.serve:serve", "Serve a bundle over OpenAI's HTTP interface", "serve"),
-    "demo": Verb("edge_distill.demo:demo", "Export, verify and ask a real model; print one table", "export"),
+    "demo": Verb(
+        "edge_distill.demo.smollm2:demo", "Export, verify and ask a real model; print one table", "export"
+    ),
+    "demo smollm2": Verb(
+        "edge_distill.demo.smollm2:demo", "Export, verify and ask a real model; print one table", "export"
+    ),
     "traces": Verb(
         "edge_distill.traces.writing:traces", "Write a teacher's checked traces of problems", "distill"
     ),
@@ -67,6 +72,12 @@ VERBS = {
     ),
     "report": Verb(
         "edge_distill_bench.report.verb:report", "Turn a benchmark's results into one HTML page", "bench"
+    ),
+    "bench": Verb(
+        "edge_distill.bench:bench", "Measure bundles against their teacher and student, with a gate", "bench"
+    ),
+    "compare": Verb(
+        "edge_distill_bench.compare:compare", "Compare two benchmarks and fail on a regression", "bench"
     ),
     "env": Verb("edge_distill.env:env", "Print versions, CPU and memory for a bug report", ""),
 }

@@ -1,4 +1,4 @@
-"""`edge-distill demo`: the main job on a real model, from a trained checkpoint to answers on this CPU."""
+"""`edge-distill demo smollm2`: a real model, from a trained checkpoint to answers on this CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edge_distill_runtime.errors import BackendError, InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Demo", "demo"]
+__all__ = ["RealDemo", "demo"]
 
 TARGETS = ("gguf:q8_0", "gguf:q4_0", "onnx:int8", "onnx:int4")
 QUESTION = "A tray holds 28 rolls. How many rolls are on 4 trays?"
@@ -53,7 +53,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Demo:
+class RealDemo:
     """What the demo made and measured."""
 
     rows: tuple[Row, ...]
@@ -87,7 +87,7 @@ class Demo:
 
 def demo(
     *, out: Annotated[Path, "The folder for the bundles; bundles there are replaced"] = Path("demo")
-) -> Demo:
+) -> RealDemo:
     """Export SmolLM2-135M-Instruct to four targets, verify them, ask each a question, print one table."""
     from edge_distill_export.export import ExportResult, export
 
@@ -111,7 +111,7 @@ def demo(
                 answer=answer["text"],
             )
         )
-    return Demo(tuple(rows), time.monotonic() - started)
+    return RealDemo(tuple(rows), time.monotonic() - started)
 
 
 def _real_model() -> Path:
