@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_distill.distil.spans import Example, Solution, Step, make_example
-from edge_distill.traces.granularity import Granularity, compress
+from edge_distill.traces.granularity import Granularity, compress, compress_trace
 from edge_distill.traces.steps import annotate
 from edge_distill.traces.trace import Trace, read_traces
 from edge_distill_export.calibration import Style
@@ -65,8 +65,9 @@ def load_dataset(
     examples, ids, left_out = [], [], Counter[str]()
     for path in paths:
         for trace in read_traces(path):
-            if trace.correct is False and not keep_wrong:
-                left_out["wrong"] += 1
+            reason = _unfit(trace, keep_wrong)
+            if reason:
+                left_out[reason] += 1
                 continue
             try:
                 examples.append(
@@ -87,21 +88,28 @@ def load_dataset(
     return Dataset(tuple(examples), tuple(ids), dict(left_out))
 
 
+def _unfit(trace: Trace, keep_wrong: bool) -> str:
+    """Why a trace is not learned from; empty when it is."""
+    if "finish_reason" in trace.notes:  # the teacher was cut off, or failed
+        return "unfinished"
+    return "wrong" if trace.correct is False and not keep_wrong else ""
+
+
 def solution_of(trace: Trace, granularity: Granularity) -> Solution:
     """What the student is to write: the trace at a granularity, its critical steps marked.
 
     The student sees the problem alone: exemplars and instructions served the teacher. Only a trace with tool use
     keeps what stands before it, where the tools are described.
     """
-    steps = trace.steps or annotate(trace.reasoning)
-    kept = compress(steps, trace.answer, granularity)
-    critical = {id(step) for step in compress(steps, trace.answer, "critical")}
-    reasoning = trace.reasoning if granularity == "full" else "\n".join(step.text for step in kept)
+    annotated = trace if trace.steps else replace(trace, steps=annotate(trace.reasoning))
+    trace = compress_trace(annotated, granularity)
+    kept = trace.steps
+    critical = {id(step) for step in compress(kept, trace.answer, "critical")}
     asked = _asking_turn(trace)
     turns = tuple(_as_turn(turn) for turn in trace.messages[asked + 1 : -1])
     prompt = trace.messages[: asked + 1] if turns else ({"role": "user", "content": trace.problem},)
     return Solution(
-        RenderedTrace(prompt, reasoning, trace.messages[-1]["content"]),
+        RenderedTrace(prompt, trace.reasoning, trace.messages[-1]["content"]),
         turns,
         tuple(Step(step.text, step.role, step.verdict, id(step) in critical) for step in kept),
     )

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from edge_distill.distil.losses import DistillationLoss, SpanLoss
 from edge_distill.distil.spans import StepWeights
 from edge_distill.traces.granularity import Granularity
 from edge_distill.traces.trace import Role
 from edge_distill_runtime.bundles.files import open_regular
 from edge_distill_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from edge_distill.distil.losses import DistillationLoss
 
 __all__ = ["Recipe", "load_recipe", "to_yaml"]
 
@@ -49,6 +51,8 @@ class LossSection(_Section):
 
     def loss(self) -> DistillationLoss:
         """The loss itself; raises `InputError` for weights that make none."""
+        from edge_distill.distil.losses import DistillationLoss, SpanLoss
+
         spans = [SpanLoss(**span.model_dump()) for span in (self.reasoning, self.answer)]
         return DistillationLoss(self.alpha, self.beta, *spans)
 

@@ -413,9 +413,10 @@ class TestDataset:
     def test_wrong_and_long_traces_are_counted(self, folder: Path) -> None:
         wrong = make_trace("What is 1 + 1?", "1 + 1 = 3", "3", correct=False, seed=0)
         long = make_trace("What is 1 + 1?", "one and one\n" * 200, "2", seed=1)
-        write(folder / "train.jsonl", [*sums(8), wrong, long])
+        cut = make_trace("What is 1 + 2?", "1 + 2 =", "", seed=2, notes={"finish_reason": "length"})
+        write(folder / "train.jsonl", [*sums(8), wrong, long, cut])
         result = train(recipe_in(folder))
-        assert result.left_out == {"wrong": 1, "trace-too-long": 1}
+        assert result.left_out == {"wrong": 1, "trace-too-long": 1, "unfinished": 1}
         assert result.examples == 8
 
     def test_tool_turns_are_kept_and_exemplars_are_not(self) -> None:
