@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,8 @@ from edge_distill_runtime.reasoning.answers import UNPARSED, normalize_answer
 from edge_distill_runtime.reasoning.voting import Vote, tally
 
 __all__ = ["Answered", "Flip", "Outcome", "flip", "majority", "read_answered"]
+
+_read = lru_cache(maxsize=4096)(normalize_answer)  # majorities of 2, 3, ... read the same answers
 
 Flip = Literal["same", "right to wrong", "wrong to right", "wrong to other"]
 
@@ -58,7 +60,7 @@ def majority(rows: Sequence[Row]) -> Outcome:
 
 
 def _vote(rows: Sequence[Row]) -> tuple[Verdict, str]:
-    votes = [UNPARSED if row.verdict == "cut off" else normalize_answer(row.answer) for row in rows]
+    votes = [UNPARSED if row.verdict == "cut off" else _read(row.answer) for row in rows]
     leader = tally(map(Vote, votes)).leader
     if leader is None:
         cut = sum(row.verdict == "cut off" for row in rows)
@@ -73,7 +75,7 @@ def flip(before: Outcome, after: Outcome) -> Flip:
             return "same"
         return "right to wrong" if before.is_right else "wrong to right"
     same = before.verdict == after.verdict and (
-        before.verdict != "wrong" or normalize_answer(before.answer) == normalize_answer(after.answer)
+        before.verdict != "wrong" or _read(before.answer) == _read(after.answer)
     )
     return "same" if same else "wrong to other"
 

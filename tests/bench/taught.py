@@ -14,14 +14,26 @@ from edge_distill_export.checkpoint import load_checkpoint
 from edge_distill_runtime.bundles.gguf_header import read_gguf_header
 from edge_distill_runtime.text.chat import ReasoningMarkers, render
 from tests.export.bundle_files import reseal, source_of, write_bundle
-from tests.random_models import random_checkpoint, variant_named
+from tests.random_models import Variant, random_checkpoint
 from tests.runtime.bundles import CHAT
 
-SUMS = [(a, b) for a in range(2, 10) for b in range(11, 15)]
+SUMS = [(a, b) for a in range(2, 6) for b in range(11, 15)]
 PROBLEMS = [
     Problem(f"{a}+{b}", "sums", f"{a} + {b}", str(a + b), {}, f"{a} + {b} = {a + b}") for a, b in SUMS
 ]
 
+_SMALL = Variant(
+    "llama",
+    "small",
+    "smollm",
+    {
+        "tie_word_embeddings": True,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    },
+)
 _MARKERS = ReasoningMarkers("<think>", "</think>")
 
 
@@ -33,7 +45,7 @@ def written(problem: Problem) -> tuple[str, str]:
 
 def teach(most_steps: int = 400) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Cross-entropy on all solutions until all are known."""
-    model, tokenizer = random_checkpoint(variant_named("llama-tied-gqa"))
+    model, tokenizer = random_checkpoint(_SMALL)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
     model.config.architectures = [type(model).__name__]
@@ -44,10 +56,10 @@ def teach(most_steps: int = 400) -> tuple[PreTrainedModel, PreTrainedTokenizerFa
     for row, (prompt, said) in enumerate(pairs):
         tokens[row, : len(prompt) + len(said)] = torch.tensor(prompt + said)
         labels[row, len(prompt) : len(prompt) + len(said)] = torch.tensor(said)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(most_steps):
         loss = model(input_ids=tokens, labels=labels).loss
-        if loss < 0.01:
+        if loss < 0.02:
             break
         optimizer.zero_grad()
         loss.backward()
