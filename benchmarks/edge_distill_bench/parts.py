@@ -29,7 +29,7 @@ from edge_distill_runtime.progress import Advance
 
 __all__ = ["measure_accuracies", "measure_fidelities", "measure_latencies", "measure_memories"]
 
-_ALONE = 8  # problems that are answered one at a time, for the time to answer
+_ALONE = 6  # problems that are answered one at a time, for the time to answer
 _AT_ONCE = 16  # problems that share every step: more bring little on a CPU
 _CHARACTERS = 2  # of a problem to a token, at the least
 FIDELITY_NAME = "fidelity"
@@ -201,7 +201,8 @@ def _reference(run: Run, tasks: Tasks, elsewhere: Path | None) -> Reference | No
     name = run.results.reference or run.results.teacher
     if name is None:
         return None
-    folder = run.folder / FIDELITY_NAME / rows_path(run.folder, name).stem
+    known = run.results.artifact(name).hash[:8]  # a model that was made anew has a cache of its own
+    folder = run.folder / FIDELITY_NAME / f"{rows_path(run.folder, name).stem}-{known}"
     subject = next((subject for subject in run.subjects if subject.name == name), None)
     if subject is None:
         assert elsewhere is not None

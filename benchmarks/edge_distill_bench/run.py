@@ -181,7 +181,7 @@ def _continued(folder: Path, fresh: BenchResults) -> BenchResults:
         (folder / RESULTS_NAME).replace(folder / f"results-{stamp}.json")
     if not known:
         return fresh
-    if (old.teacher, old.reference) != (fresh.teacher, fresh.reference):
+    if _references(old.artifacts) != _references(artifacts):  # what was compared was compared with others
         artifacts = tuple(replace(one, accuracy=None, fidelity=None) for one in artifacts)
     same_latencies = _with_latency(artifacts) == _with_latency(old.artifacts)
     return replace(
@@ -203,6 +203,10 @@ def _same(old: Settings, new: Settings) -> bool:
 
 def _identity(artifact: ArtifactResult) -> tuple[str, str, str]:
     return artifact.name, artifact.hash, artifact.role
+
+
+def _references(artifacts: Sequence[ArtifactResult]) -> set[tuple[str, str, str]]:
+    return {_identity(one) for one in artifacts if one.role != "artifact"}
 
 
 def _with_latency(artifacts: Sequence[ArtifactResult]) -> set[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +172,28 @@ def test_other_settings_begin_anew_and_keep_the_old_results(
     assert BenchResults.from_dict(json.loads(kept.read_text())) == old
 
 
+def test_another_student_is_compared_anew(
+    finished: Path, bundles: dict[str, Path], options: Options, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "again"))
+    changed = tmp_path / "new" / "onnx"
+    shutil.copytree(bundles["onnx"], changed)
+    path = changed / "edge_distill.json"
+    manifest = json.loads(path.read_text())
+    manifest.pop("seal", None)
+    manifest["stop_ids"] = [*manifest["stop_ids"], 77]  # the same name, another model
+    path.write_text(json.dumps(manifest))
+    none = replace(options, parts=("memory",))
+    results = bench([bundles["gguf"]], out=out, student=changed, options=none)
+    student, artifact = results.artifacts
+    assert student.latency is None  # another model: nothing is known of it
+    assert student.accuracy is None
+    assert artifact.latency is not None
+    assert artifact.accuracy is None
+    assert artifact.fidelity is None
+    assert len(list(out.glob("results-*.json"))) == 1
+
+
 def test_answers_of_another_machine(
     finished: Path, bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,6 +222,33 @@ def test_answers_of_another_machine(
 
     assert main([*arguments, "--budgets", "4"]) == InputError.exit_code
     assert "budgets (4,) was asked for, the teacher's run has (0, 8)" in capsys.readouterr().err
+
+
+def test_a_device_needs_no_toolchain(finished: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
+    """In a fresh process that has the runtime, this part and what grades, and nothing else."""
+    missing = [
+        *(
+            "accelerate",
+            "edge_distill",
+            "edge_distill_export",
+            "gguf",
+            "onnx",
+            "onnx_ir",
+            "onnxruntime_genai",
+        ),
+        *("peft", "pytest", "reasoning_gym", "rich", "safetensors", "torch", "transformers", "typer"),
+    ]
+    code = (
+        f"import sys\nfor name in {missing}: sys.modules[name] = None\n"
+        "from edge_distill_bench.bench import main\nsys.exit(main())"
+    )
+    arguments = [str(bundles["gguf"]), "--teacher-results", str(finished), "--out", str(tmp_path)]
+    less = ["--threads", "1", "--rounds", "1", "--parts", "accuracy,fidelity"]
+    command = [sys.executable, "-W", "error", "-c", code, *arguments, *less]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "mean KL" in done.stdout
+    assert read_results(tmp_path).artifact("gguf").accuracy is not None
 
 
 def test_json_on_stdout(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
