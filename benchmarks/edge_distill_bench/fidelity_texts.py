@@ -46,7 +46,9 @@ def texts_of(
     `rows` are a model's own answers, the reference's best: those that were cut off are left out, as is what does not
     fit the context. Raises `InputError` when nothing is left.
     """
-    said = {row.id: row for row in rows if row.verdict != "cut off"}
+    # of several, the one with the largest budget that was drawn alone
+    ranked = sorted(rows, key=lambda row: (row.budget or 0, row.samples == 1, -row.sample))
+    said = {row.id: row for row in ranked if row.verdict != "cut off"}
     texts = []
     for problem in problems:
         if problem.solution:

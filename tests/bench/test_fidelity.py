@@ -180,6 +180,19 @@ def test_a_models_own_answers_are_texts(
     ]
 
 
+def test_the_longest_single_answer_is_taken(student: Model) -> None:
+    problem = replace(PROBLEMS[0], solution=None)
+    rows = [
+        row("p0", "1", budget=64, samples=1),
+        row("p0", "2", budget=8, samples=1),
+        row("p0", "3", budget=64, samples=2),
+        row("p0", "...", budget=256, samples=1),
+    ]
+    rows = [replace(each, text=f"x\n</think>\n\n{each.answer}") for each in rows]
+    messages = [{"role": "user", "content": problem.problem}]
+    assert texts_of(student, [problem], rows) == [render_text(student, messages, "x", "1")]
+
+
 def test_texts_that_cannot_be_used(student: Model) -> None:
     bare = [replace(problem, solution=None) for problem in PROBLEMS]
     long = replace(PROBLEMS[0], solution="1 + " * 400)

@@ -148,6 +148,7 @@ def test_usage_error(arguments: list[str], part: str, capsys: pytest.CaptureFixt
         ("ResourceError", 5),
         ("MissingExtra", 6),
         ("BackendError", 7),
+        ("GateError", 8),
     ],
 )
 def test_typed_error_is_one_line(kind: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
