@@ -2,104 +2,152 @@ r"""How much each tensor's rounding costs, measured for all tensors and pairs of
 
 For a model p and weights that are off by E = sum_i E_i (one E_i a tensor), the KL divergence to second order is
 
-    KL = 1/2 sum_t E_y~p_t (d log p_t(y) . E)^2 = 1/2 sum_ij C_ij,
-    C_ij = sum_t E_y (d log p_t(y) . E_i) (d log p_t(y) . E_j)
+    KL = 1/2 sum_t d_t' F_t d_t = 1/2 sum_ij C_ij,    C_ij = sum_t d_ti' F_t d_tj,    F_t = diag(p_t) - p_t p_t'
 
-where d is the gradient in the weights: the Fisher information along the errors that quantization really makes. The
-scores of different tokens are uncorrelated (each has mean 0 given what stands before it), so the product of
-a_i = (d sum_t log p_t(y_t)) . E_i and a_j, with y_t drawn from the model itself, has the mean C_ij: one backward pass
-over one text gives a sample for every pair, whatever the number of tensors. Off the diagonal C tells which errors add
-up and which cancel, as those of GPTQ do on purpose: each layer is fitted to the errors before it.
+where d_ti is what E_i does to the logits of token t: the Fisher information along the errors that quantization really
+makes. With random signs e, v_t = (diag(s) - p s') e with s = sqrt(p) has the covariance F_t, so the products of
+a_i = sum_t v_t' d_ti and a_j have the mean C_ij: one backward pass of v gives a sample for every pair, whatever the
+number of tensors. Signs vary less than tokens drawn from p, whose score is nearly always 0 where p is sure.
+Off the diagonal C tells which errors add up and which cancel.
+
+A layer y = W x needs no gradient of W: its part of a_i is the sum over all positions of (dy)' (E_i x), where E_i x is
+computed once for all draws of a text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge_distill_export.calibration import Text
+from edge_distill_export.families import EMBEDDING
+from edge_distill_export.grid import QuantizedTensor
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-__all__ = ["Sensitivity", "measure_sensitivity"]
+__all__ = ["Sensitivity", "draw_products"]
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Samples of what errors of the weights do to the log-probability of text."""
+    """Samples of what the errors of quantized tensors do to the log-probability of text."""
 
     names: tuple[str, ...]
-    """Of the errors: a parameter each, or another name for an alternative precision of one."""
+    """The parameters."""
     products: np.ndarray
     """float64 [draws, names]: a_i of each draw, in nats."""
     tokens: np.ndarray
-    """int64 [draws]: how many tokens each draw's text has."""
+    """int64 [draws]: how many predicted tokens each draw's text has."""
 
     def matrix(self) -> np.ndarray:
-        """float64 [names, names]: C / 2 in nats a token; the sum over a set of errors is the KL divergence."""
+        """float64 [names, names]: C / 2 in nats a token; the sum over a set of errors is its KL divergence."""
         return self.products.T @ self.products / (2 * self.tokens.sum())
 
+    def noise(self) -> float:
+        """The share of the squares off the diagonal that sampling alone explains, 0 to 1.
 
-def measure_sensitivity(
-    model: PreTrainedModel,
-    texts: Sequence[Text],
-    errors: Mapping[str, tuple[str, np.ndarray]],
-    *,
-    draws: int,
-    seed: int,
-    advance: Callable[[], None],
-) -> Sensitivity:
-    """Draw `draws` continuations of the texts' tokens and project their gradients on the errors.
+        The shrinkage intensity towards a diagonal of Schäfer and Strimmer 2005, table 2, target D.
+        """
+        squares = self.products**2
+        draws = len(squares)
+        if draws < 2:
+            return 1.0
+        products = self.products.T @ self.products / draws
+        variances = (squares.T @ squares / draws - products**2) / (draws - 1)
+        off = ~np.eye(len(self.names), dtype=bool)
+        total = float((products[off] ** 2).sum())
+        return float(np.clip(variances[off].sum() / total, 0.0, 1.0)) if total else 1.0
 
-    `errors` are (parameter name, float32 error of its shape) by name. Only reasoning and answer are drawn and counted.
-    The model's weights stay as they are; its parameters' gradients are used one at a time, so that no second copy of
-    the model is held.
+    def shrunk(self) -> np.ndarray:
+        """`matrix` with its pairs multiplied by 1 - `noise`: a search must not live on chance."""
+        matrix = self.matrix()
+        return (1 - self.noise()) * matrix + self.noise() * np.diag(matrix.diagonal())
+
+
+def draw_products(
+    model: PreTrainedModel, text: Text, tensors: Mapping[str, QuantizedTensor], *, draws: int, seed: int
+) -> np.ndarray:
+    """float64 [draws, tensors]: samples of a_i over the reasoning and answer of one text.
+
+    `tensors` are what the parameters of these names would be rounded to. The model's weights stay as they are.
     """
     import torch
 
-    parameters = dict(model.named_parameters())
-    by_parameter: dict[str, list[int]] = {}
-    for index, (name, _) in enumerate(errors.values()):
-        by_parameter.setdefault(name, []).append(index)
-    flat = [torch.from_numpy(error).reshape(-1) for _, error in errors.values()]
-    products, tokens = np.zeros((draws, len(errors))), np.zeros(draws, np.int64)
+    products = np.zeros((draws, len(tensors)))
     generator = torch.Generator().manual_seed(seed)
-    before = {name: parameter.requires_grad for name, parameter in parameters.items()}
-    handles = []
-    try:
-        row = products[0]
-
-        def project(parameter: torch.Tensor, indices: Sequence[int]) -> None:
-            assert parameter.grad is not None
-            gradient = parameter.grad.reshape(-1)
-            for index in indices:
-                row[index] = float(gradient @ flat[index])
-            parameter.grad = None
-
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(name in by_parameter)
-            if name in by_parameter:
-                hook = parameter.register_post_accumulate_grad_hook(
-                    lambda parameter, indices=by_parameter[name]: project(parameter, indices)
-                )
-                handles.append(hook)
+    rows = len(text.tokens) - text.prompt
+    with _projections(model, tensors) as into, torch.enable_grad():
+        output = model(torch.tensor([text.tokens]), use_cache=False, logits_to_keep=rows + 1)
+        logits = output.logits[0, :-1]
+        chances = logits.detach().float().softmax(-1)
+        roots = chances.sqrt()
         for draw in range(draws):
-            row, text = products[draw], texts[draw % len(texts)]
-            tokens[draw] = len(text.tokens) - text.prompt
-            logits = model(input_ids=torch.tensor([text.tokens]), use_cache=False).logits[0]
-            scores = logits[text.prompt - 1 : -1].float().log_softmax(-1)
-            drawn = torch.multinomial(scores.detach().exp(), 1, generator=generator)
-            scores.gather(-1, drawn).sum().backward()
-            advance()
+            into.row = products[draw]
+            signed = roots * (torch.randint(0, 2, roots.shape, generator=generator) * 2 - 1)
+            noise = signed.sub_(chances * signed.sum(-1, keepdim=True))
+            logits.backward(noise.to(logits.dtype), retain_graph=draw < draws - 1)
+    return products
+
+
+class _Row:
+    """Where the parts of a_i are added up."""
+
+    row: np.ndarray
+
+
+@contextmanager
+def _projections(model: PreTrainedModel, tensors: Mapping[str, QuantizedTensor]) -> Iterator[_Row]:
+    """While the block runs, a backward pass adds each error's part to `row`; gradients of weights are not kept."""
+    import torch
+
+    into = _Row()
+    parameters = dict(model.named_parameters())
+    before = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    handles: list[Any] = []
+
+    def error(name: str) -> torch.Tensor:
+        return torch.from_numpy(tensors[name].dequantize()).sub_(parameters[name].detach())
+
+    def project_output(name: str, index: int, inputs: torch.Tensor, output: torch.Tensor) -> None:
+        moved = torch.nn.functional.linear(inputs.detach(), error(name))
+        output.register_hook(lambda gradient: _add(into.row, index, gradient, moved))
+
+    def project_weight(parameter: torch.Tensor, index: int, moved: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        _add(into.row, index, parameter.grad, moved)
+        parameter.grad = None
+
+    try:
+        model.requires_grad_(False)
+        # Without it no gradient would flow: the weights of the layers take none.
+        start = model.get_input_embeddings().register_forward_hook(lambda m, args, out: out.requires_grad_())
+        handles.append(start)
+        for index, name in enumerate(tensors):
+            if name == EMBEDDING:  # looked up, and multiplied with where it is tied
+                parameters[name].requires_grad_()
+                moved = error(name)
+                hook = parameters[name].register_post_accumulate_grad_hook(
+                    lambda parameter, index=index, moved=moved: project_weight(parameter, index, moved)
+                )
+            else:
+                hook = model.get_submodule(name.removesuffix(".weight")).register_forward_hook(
+                    lambda m, args, out, name=name, index=index: project_output(name, index, args[0], out)
+                )
+            handles.append(hook)
+        yield into
     finally:
         for handle in handles:
             handle.remove()
         for name, parameter in parameters.items():
             parameter.requires_grad_(before[name])
             parameter.grad = None
-    return Sensitivity(tuple(errors), products, tokens)
+
+
+def _add(row: np.ndarray, index: int, gradient: torch.Tensor, moved: torch.Tensor) -> None:
+    row[index] += float(gradient.reshape(-1) @ moved.reshape(-1))
