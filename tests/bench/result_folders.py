@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edge_distill_bench.answering import Row
+from edge_distill_bench.items import write_tasks
 from edge_distill_bench.lines import append_lines
-from edge_distill_bench.report.flips import PROBLEMS_NAME
 from edge_distill_bench.results import (
     AccuracyCell,
     AccuracyResult,
@@ -50,6 +50,7 @@ from edge_distill_bench.statistics import (
     retention,
     wilson,
 )
+from edge_distill_bench.tasks import Problem
 
 ITEMS = 200
 BUDGETS = (0, 64, 256)
@@ -87,12 +88,13 @@ MODELS = (
 )
 
 
-def write_folder(folder: Path, *, seed: int = 3, slower: float = 1.0) -> BenchResults:
+def write_folder(folder: Path, *, items: int = ITEMS, seed: int = 3, slower: float = 1.0) -> BenchResults:
     """Rows, problems and results; `slower` divides the artifacts' speeds, as a regression would."""
     draw = random.Random(seed)
-    problems = [_problem(draw, number) for number in range(ITEMS)]
+    problems = [_problem(draw, number) for number in range(items)]
     folder.mkdir(parents=True, exist_ok=True)
-    append_lines(folder / PROBLEMS_NAME, [problem.__dict__ for problem in problems])
+    specs = dict.fromkeys(problem.task for problem in problems)
+    write_tasks(folder, {spec: [one.as_problem() for one in problems if one.task == spec] for spec in specs})
     (folder / "rows").mkdir()
     base = {
         (problem.number, budget, samples): draw.random()
@@ -122,7 +124,7 @@ def write_folder(folder: Path, *, seed: int = 3, slower: float = 1.0) -> BenchRe
         ),
         settings=Settings(
             tasks=("task:chain_sum", "task:basic_arithmetic"),
-            items=ITEMS,
+            items=items,
             budgets=BUDGETS,
             samples=SAMPLES,
             seed=0,
@@ -159,6 +161,9 @@ class _Problem:
         )
         self.answer = str(each * trays - sold)
         self.task = "task:chain_sum" if number % 2 else "task:basic_arithmetic"
+
+    def as_problem(self) -> Problem:
+        return Problem(self.id, self.task, self.problem, self.answer)
 
 
 def _problem(draw: random.Random, number: int) -> _Problem:

@@ -167,10 +167,11 @@ def _by_samples(entries: Sequence[Entry]) -> Chart | None:
 
 
 def _by_seconds(entries: Sequence[Entry]) -> Chart | None:
-    """A line for each number of samples, along the budgets."""
+    """A line for the fewest and one for the most samples, along the budgets."""
     series = []
     for entry in entries:
-        for samples in sorted({cell.samples for cell in _cells(entry)}):
+        counts = [cell.samples for cell in _cells(entry)]
+        for samples in sorted({min(counts), max(counts)}) if counts else ():
             cells = [cell for cell in _cells(entry) if cell.samples == samples and cell.seconds > 0]
             points = tuple((cell.seconds, exact(cell.accuracy.value)) for cell in cells)
             name = f"{entry.name}, {samples} {'sample' if samples == 1 else 'samples'}"
@@ -179,7 +180,7 @@ def _by_seconds(entries: Sequence[Entry]) -> Chart | None:
     if sum(len(one.points) for one in drawn) < 2:
         return None
     axis = Axis("seconds for an item", "low", SECONDS.format)
-    note = "A line for each number of samples, along the budgets; other items were answered beside it."
+    note = "A line along the budgets for the fewest samples, and one for the most."
     return _drawn("By seconds", note, drawn, axis, RIGHT)
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 
 from edge_distill_bench.answering import Row, read_rows
-from edge_distill_bench.lines import read_lines
+from edge_distill_bench.items import ITEMS_NAME, read_tasks
 from edge_distill_bench.report.entries import Entry
 from edge_distill_bench.report.escape import shortened
 from edge_distill_bench.results import rows_path
 
-__all__ = ["PROBLEMS_NAME", "Flip", "Span", "flips_of", "marked", "read_problems"]
-
-PROBLEMS_NAME = "problems.jsonl"
+__all__ = ["Flip", "Span", "flips_of", "marked"]
 
 _MOST = 6
 """Shown for each model: the report is for reading."""
@@ -49,16 +47,27 @@ class Flip:
         return "wrong to right" if self.after.verdict == "right" else "wrong to other"
 
 
-def flips_of(folder: Path, entry: Entry, problems: Mapping[str, tuple[str, str]]) -> list[Flip]:
-    """The first of them, those that turned wrong before those that turned right; empty without rows of both.
+def flips_of(folder: Path, entries: Sequence[Entry]) -> dict[str, list[Flip]]:
+    """By the model's name the first of them, those that turned wrong before those that turned right.
 
-    Only single samples: of a majority no one text is the answer.
+    Empty without rows of both. Only single samples: of a majority no one text is the answer.
     """
+    problems = _problems(folder)
+    names = {entry.name for entry in entries} | {
+        entry.comparison.against for entry in entries if entry.comparison
+    }
+    rows = {name: _single_rows(rows_path(folder, name)) for name in names}
+    return {entry.name: _flips(entry, rows, problems) for entry in entries}
+
+
+def _flips(
+    entry: Entry, rows: Mapping[str, Sequence[Row]], problems: Mapping[str, tuple[str, str]]
+) -> list[Flip]:
     comparison = entry.comparison
     if comparison is None or comparison.samples != 1:
         return []
-    after = _single(rows_path(folder, entry.name), comparison.budget)
-    before = _single(rows_path(folder, comparison.against), comparison.budget)
+    after = _at(rows[entry.name], comparison.budget)
+    before = _at(rows[comparison.against], comparison.budget)
     found = [
         Flip(name, before[name], after[name], *problems.get(name, ("", "")))
         for name in sorted(before.keys() & after.keys())
@@ -67,24 +76,22 @@ def flips_of(folder: Path, entry: Entry, problems: Mapping[str, tuple[str, str]]
     return sorted(found, key=lambda flip: flip.direction != "right to wrong")[:_MOST]
 
 
-def _single(path: Path, budget: int) -> dict[str, Row]:
-    """The single samples at a budget, or at none where the model takes none; the last of an item counts."""
-    if not path.exists():
-        return {}
-    rows = [row for row in read_rows(path) if row.samples == 1]
+def _single_rows(path: Path) -> list[Row]:
+    return [row for row in read_rows(path) if row.samples == 1] if path.exists() else []
+
+
+def _at(rows: Sequence[Row], budget: int) -> dict[str, Row]:
+    """Those of a budget, or of none where the model takes none; the last of an item counts."""
     asked = [row for row in rows if row.budget == budget] or [row for row in rows if row.budget is None]
     return {row.id: row for row in asked}
 
 
-def read_problems(folder: Path) -> dict[str, tuple[str, str]]:
+def _problems(folder: Path) -> dict[str, tuple[str, str]]:
     """Text and right answer by id, where the run has kept them."""
-    path = folder / PROBLEMS_NAME
-    if not path.exists():
+    if not (folder / ITEMS_NAME).exists():
         return {}
-    return {
-        str(values.get("id", "")): (str(values.get("problem", "")), str(values.get("answer", "")))
-        for _, values in read_lines(path)
-    }
+    tasks = read_tasks(folder)
+    return {problem.id: (problem.problem, problem.answer) for found in tasks.values() for problem in found}
 
 
 def marked(first: str, second: str) -> tuple[list[Span], list[Span]]:

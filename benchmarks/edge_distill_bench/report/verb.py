@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from edge_distill_bench.report.csv_file import render_csv
 from edge_distill_bench.report.entries import entries_of, verdict_of
-from edge_distill_bench.report.flips import flips_of, read_problems
+from edge_distill_bench.report.flips import flips_of
 from edge_distill_bench.report.markdown_page import render_markdown
 from edge_distill_bench.report.page import render_page
 from edge_distill_bench.results import RESULTS_NAME, read_results
@@ -50,8 +50,7 @@ def report(folder: Annotated[Path, "What `bench --out` wrote: results.json and r
     entries = entries_of(results)
     if not entries:
         raise InputError("no-results", f"{folder / RESULTS_NAME} holds no model", "run bench first")
-    problems = read_problems(folder)
-    flips = {entry.name: flips_of(folder, entry, problems) for entry in entries}
+    flips = flips_of(folder, entries)
     contents = {
         "report.html": render_page(results, entries, flips),
         "report.md": render_markdown(results, entries),

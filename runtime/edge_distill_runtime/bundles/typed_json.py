@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["typed"]
@@ -50,17 +51,22 @@ def typed(expected: type[T], value: Any, where: str) -> T:
 
 def _dataclass(expected: Any, value: Any, where: str) -> Any:
     items = _exactly(dict, value, where)
-    hints = get_type_hints(expected)
-    required = {
-        f.name
-        for f in dataclasses.fields(expected)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
+    hints, required = _fields(expected)
     if unknown := sorted(items.keys() - hints.keys()):
         raise ValueError(f"{where} has the unknown key {unknown[0][:40]!r}")
     if missing := sorted(required - items.keys()):
         raise ValueError(f"{where} lacks the key {missing[0]!r}")
     return expected(**{key: typed(hints[key], item, f"{where}.{key}") for key, item in items.items()})
+
+
+@cache  # rows come by the ten thousand, and hints are compiled each time
+def _fields(expected: Any) -> tuple[dict[str, Any], set[str]]:
+    required = {
+        f.name
+        for f in dataclasses.fields(expected)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    return get_type_hints(expected), required
 
 
 def _exactly(expected: type, value: Any, where: str) -> Any:
