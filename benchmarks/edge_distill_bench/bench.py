@@ -30,7 +30,7 @@ from edge_distill_bench.bench_options import (
     numbers,
     words,
 )
-from edge_distill_bench.gate import check_gate, evaluate_gate, parse_gate
+from edge_distill_bench.gate import check_gate, check_limits, evaluate_gate, parse_gate
 from edge_distill_bench.items import Tasks, hash_tasks, load_tasks, read_tasks, write_tasks
 from edge_distill_bench.measure import print_table
 from edge_distill_bench.outcomes import Answered, read_answered
@@ -97,6 +97,7 @@ def bench(
         stage=stage,
         elsewhere=_references(other) if other else (),
     )
+    check_limits(run.results, limits)
     if tasks:
         write_tasks(out, tasks)
     if "latency" in settings.parts:

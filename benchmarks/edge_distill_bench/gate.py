@@ -17,7 +17,7 @@ from edge_distill_bench.gate_metrics import METRICS, Found, shown
 from edge_distill_bench.results import ArtifactResult, BenchResults, GateLine
 from edge_distill_runtime.errors import GateError, InputError
 
-__all__ = ["Limit", "check_gate", "evaluate_gate", "parse_gate"]
+__all__ = ["Limit", "check_gate", "check_limits", "evaluate_gate", "parse_gate"]
 
 _LIMIT = re.compile(r"\s*([A-Za-z]\w*)\s*(>=|<=)\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)\s*")
 _UNITS: dict[str, dict[str, float]] = {
@@ -88,6 +88,22 @@ def _parse(text: str) -> Limit:
     except ValueError as exc:
         raise InputError("bad-gate", f"{number!r} is no number", "write it like 0.99") from exc
     return Limit(text.strip(), name, value)
+
+
+def check_limits(results: BenchResults, limits: Sequence[Limit]) -> None:
+    """Raise `InputError` for a limit that this run is not going to measure, before it takes its time."""
+    for limit in limits:
+        metric = METRICS[limit.metric]
+        if all(metric.of(one) is not None for one in results.artifacts if one.role == "artifact"):
+            continue  # known from an earlier run
+        if metric.part and metric.part not in results.settings.parts:
+            raise InputError(
+                "bad-gate", f"{limit.text} takes the part {metric.part}", f"add {metric.part} to --parts"
+            )
+        if metric.takes_reference and not (results.teacher or results.reference):
+            raise InputError(
+                "bad-gate", f"{limit.text} takes a model to compare with", "give --teacher or --student"
+            )
 
 
 def evaluate_gate(results: BenchResults, limits: Sequence[Limit]) -> tuple[GateLine, ...]:

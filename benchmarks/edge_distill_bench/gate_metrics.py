@@ -42,6 +42,10 @@ class Metric:
     higher_is_better: bool
     unit: str
     """"bytes", "seconds", "share" or ""."""
+    part: str = ""
+    """Of a run, that measures it; "" when it is always known."""
+    takes_reference: bool = False
+    """Whether there must be a teacher or a student."""
 
 
 def shown(value: float, unit: str) -> str:
@@ -153,23 +157,23 @@ def _memory(
 
 
 METRICS: dict[str, Metric] = {
-    "retention": Metric(_retention, True, "share"),
-    "accuracy": Metric(_accuracy, True, "share"),
-    "kl": Metric(_fidelity("kl"), False, ""),
-    "kl_p99": Metric(_fidelity("kl_p99"), False, ""),
-    "top1": Metric(_fidelity("top1"), True, "share"),
-    "ttft_p50": Metric(_latency(lambda found: found.ttft, 0.5), False, "seconds"),
-    "ttft_p95": Metric(_latency(lambda found: found.ttft, 0.95), False, "seconds"),
-    "answer_p50": Metric(_latency(lambda found: found.time_to_answer, 0.5), False, "seconds"),
-    "answer_p95": Metric(_latency(lambda found: found.time_to_answer, 0.95), False, "seconds"),
-    "load": Metric(_latency(lambda found: found.load_s, 0.5), False, "seconds"),
-    "inter_token_p50": Metric(_inter_token("p50"), False, "seconds"),
-    "inter_token_p95": Metric(_inter_token("p95"), False, "seconds"),
-    "inter_token_p99": Metric(_inter_token("p99"), False, "seconds"),
-    "decode": Metric(_latency(lambda found: found.decode.get("0", ()), 0.5), True, ""),
-    "prefill": Metric(_latency(lambda found: _longest(found.prefill), 0.5), True, ""),
-    "rss": Metric(_memory(lambda found: found.peak_rss), False, "bytes"),
-    "pss": Metric(_memory(lambda found: found.peak_pss), False, "bytes"),
+    "retention": Metric(_retention, True, "share", "accuracy", True),
+    "accuracy": Metric(_accuracy, True, "share", "accuracy"),
+    "kl": Metric(_fidelity("kl"), False, "", "fidelity", True),
+    "kl_p99": Metric(_fidelity("kl_p99"), False, "", "fidelity", True),
+    "top1": Metric(_fidelity("top1"), True, "share", "fidelity", True),
+    "ttft_p50": Metric(_latency(lambda found: found.ttft, 0.5), False, "seconds", "latency"),
+    "ttft_p95": Metric(_latency(lambda found: found.ttft, 0.95), False, "seconds", "latency"),
+    "answer_p50": Metric(_latency(lambda found: found.time_to_answer, 0.5), False, "seconds", "latency"),
+    "answer_p95": Metric(_latency(lambda found: found.time_to_answer, 0.95), False, "seconds", "latency"),
+    "load": Metric(_latency(lambda found: found.load_s, 0.5), False, "seconds", "latency"),
+    "inter_token_p50": Metric(_inter_token("p50"), False, "seconds", "latency"),
+    "inter_token_p95": Metric(_inter_token("p95"), False, "seconds", "latency"),
+    "inter_token_p99": Metric(_inter_token("p99"), False, "seconds", "latency"),
+    "decode": Metric(_latency(lambda found: found.decode.get("0", ()), 0.5), True, "", "latency"),
+    "prefill": Metric(_latency(lambda found: _longest(found.prefill), 0.5), True, "", "latency"),
+    "rss": Metric(_memory(lambda found: found.peak_rss), False, "bytes", "memory"),
+    "pss": Metric(_memory(lambda found: found.peak_pss), False, "bytes", "memory"),
     "size": Metric(lambda found: Found(float(found.size_bytes), None, "on disk"), False, "bytes"),
     "bits": Metric(lambda found: Found(found.bits_per_weight, None, "true average"), False, ""),
 }

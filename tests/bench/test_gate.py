@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from edge_distill_bench.accuracy import measure_accuracy
-from edge_distill_bench.gate import check_gate, evaluate_gate, parse_gate
+from edge_distill_bench.gate import check_gate, check_limits, evaluate_gate, parse_gate
 from edge_distill_bench.gate_metrics import METRICS
 from edge_distill_bench.results import AccuracyResult, BenchResults, GateLine
 from edge_distill_runtime import InputError
@@ -139,6 +139,25 @@ def test_what_was_not_measured_fails() -> None:
         (line,) = judge(f"{name}{'>=' if metric.higher_is_better else '<='}0{unit}", results(empty))
         assert (line.passed, line.value) == (False, None)
         assert "has no value" in line.text
+
+
+def test_what_will_not_be_measured_is_told_before() -> None:
+    empty = results(artifact(latency=None, memory=(), fidelity=None))
+    compared = replace(empty, reference="student")
+    accepted = {
+        name: metric
+        for name, metric in METRICS.items()
+        if name not in ("rss", "pss")  # made without the part memory
+    }
+    gate = ",".join(f"{name}{'>=' if m.higher_is_better else '<='}1" for name, m in accepted.items())
+    gate = gate.replace("size<=1", "size<=1MB")
+    check_limits(compared, parse_gate(gate))
+    for name in ("retention", "kl", "kl_p99", "top1"):
+        with pytest.raises(InputError, match="give --teacher or --student"):
+            check_limits(empty, parse_gate(f"{name}{'>=' if METRICS[name].higher_is_better else '<='}0.5"))
+    with pytest.raises(InputError, match="add memory to --parts"):
+        check_limits(compared, parse_gate("rss<=1MB"))
+    check_limits(results(artifact()), parse_gate("kl<=0.1,rss<=1MB"))  # an earlier run measured them
 
 
 def test_every_artifact_is_judged_and_nothing_else() -> None:
