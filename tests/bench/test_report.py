@@ -15,7 +15,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -311,9 +311,10 @@ def test_verdicts(folder: Path) -> None:
 
 def test_pareto_is_what_nothing_beats() -> None:
     draw = random.Random(1)
-    for x_better in ("low", "high"):
-        for y_better in ("low", "high"):
-            x, y = Axis("x", x_better), Axis("y", y_better)  # type: ignore[arg-type]
+    sides: tuple[Literal["low", "high"], ...] = ("low", "high")
+    for x_better in sides:
+        for y_better in sides:
+            x, y = Axis("x", x_better), Axis("y", y_better)
             points = [Point(str(n), exact(draw.randint(0, 9)), exact(draw.randint(0, 9))) for n in range(25)]
             places = [
                 (

@@ -119,7 +119,7 @@ def _kept(entries: Sequence[Entry], role: Role) -> Chart | None:
     if not bands:
         return None
     title = f"Kept of the {'fp32 student' if role == 'student' else 'teacher'}'s accuracy"
-    axis = Axis("share", "high", numbers.percent, log=False, floor=0)
+    axis = Axis("", "high", numbers.percent, log=False, floor=0)
 
     def draw(width: int, class_: str) -> str:
         return draw_intervals(bands, axis, label=title, reference=1.0, width=width, class_=class_)

@@ -89,9 +89,10 @@ def _sections(
     curves = _charts(charts.curve_charts(entries), "grid")
     speeds = _charts(charts.speed_charts(entries), "grid three")
     found = [
-        ("summary", "Summary", _verdicts(entries) + _table(tables.overview_table(entries))),
-        ("gate", "Gate", _table(tables.gate_table(results))),
+        ("summary", "Summary", _verdicts(entries)),
         ("fronts", "Pareto fronts", _fronts(entries)),
+        ("numbers", "All models", _table(tables.overview_table(entries))),
+        ("gate", "Gate", _table(tables.gate_table(results))),
         ("accuracy", "Accuracy", accuracy + _comparisons(entries)),
         ("curves", "Curves", curves and legend + curves + _cells(entries)),
         ("fidelity", "Fidelity", _fidelity(entries)),
@@ -244,13 +245,16 @@ def _flips(entries: Sequence[Entry], flips: Mapping[str, Sequence[Flip]]) -> str
             total = counts.right_to_wrong + counts.wrong_to_right
             shown = f"{len(found)} of {total}" if total > len(found) else f"{total}"
             heading = f"{entry.name} against {entry.comparison.against}: {shown}"
-            items = "".join(_flip(flip, entry, entry.comparison.against) for flip in found)
+            items = "".join(
+                _flip(flip, entry, entry.comparison.against, is_open=not parts and not index)
+                for index, flip in enumerate(found)
+            )
             parts.append(f'<div class="card flips"><h3>{_key(entry)} {escape(heading)}</h3>{items}</div>')
     note = "Items that only one of the two got right, with all that both said. What differs is marked."
     return f'<p class="note">{note}</p>{"".join(parts)}' if parts else ""
 
 
-def _flip(flip: Flip, entry: Entry, other: str) -> str:
+def _flip(flip: Flip, entry: Entry, other: str, *, is_open: bool) -> str:
     before, after = marked(flip.before.text, flip.after.text)
     gold = f" (right: {flip.gold})" if flip.gold else ""
     answers = f"{_answer(flip.before.answer)} → {_answer(flip.after.answer)}"
@@ -264,7 +268,7 @@ def _flip(flip: Flip, entry: Entry, other: str) -> str:
         )
     )
     return (
-        f"<details><summary>{escape(answers)}{escape(shortened(gold, 80))}"
+        f"<details{' open' if is_open else ''}><summary>{escape(answers)}{escape(shortened(gold, 80))}"
         f'<span class="badge {_DIRECTIONS[flip.direction]}">{flip.direction}</span> '
         f'<small class="note">{escape(shortened(flip.id, 60))}</small></summary>'
         f'{problem}<div class="pair">{columns}</div></details>'
@@ -276,9 +280,13 @@ def _answer(answer: str) -> str:
 
 
 def _spans(spans: Sequence[tuple[bool, str]], class_: str) -> str:
-    return "".join(
-        f"<mark{class_}>{escape(words)}</mark>" if differs else escape(words) for differs, words in spans
-    )
+    """Marks begin with a word, not with the space before it."""
+    parts = []
+    for differs, words in spans:
+        bare = words.lstrip()
+        space = words[: len(words) - len(bare)]
+        parts.append(f"{escape(space)}<mark{class_}>{escape(bare)}</mark>" if differs else escape(words))
+    return "".join(parts)
 
 
 def _facts(results: BenchResults) -> str:

@@ -19,7 +19,7 @@ Marker = Literal["circle", "square", "triangle", "diamond"]
 COLOURS = 8
 """Classes c0 to c7 in style.css; `ink` and `muted` are the colours of references."""
 
-_CHARACTER = 6.9
+_CHARACTER = 7.5
 """Mean width of a character in a label, in a wide font."""
 
 
