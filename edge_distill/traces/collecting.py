@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edge_distill.traces.checking import check
 from edge_distill.traces.elicitation import Candidate, Elicit
 from edge_distill.traces.granularity import Granularity, compress_trace
+from edge_distill.traces.selection import TraceScorer
 from edge_distill.traces.self_consistency import choose, with_votes
 from edge_distill.traces.store import TraceStore
 from edge_distill.traces.teachers.teacher import Teacher
@@ -52,12 +53,14 @@ def collect(
     *,
     tries: int,
     granularity: Granularity,
+    scorer: TraceScorer | None = None,
     name: str = "Asking",
 ) -> list[Outcome]:
     """Ask all problems, then those that are not solved again, in up to `tries` rounds; `elicitation(r)` asks round r.
 
     A problem is solved when one of all its samples is right. Samples are stored as they come, chosen traces with the
-    steps that `granularity` keeps, one for a problem, teacher and way of asking.
+    steps that `granularity` keeps, one for a problem, teacher and way of asking. What a `scorer` says of a sample
+    stands in its notes, weighs its vote, and chooses among right ones.
     """
     outcomes = [Outcome(problem) for problem in problems]
     for turn in range(tries):
@@ -68,7 +71,7 @@ def collect(
         with stage(label, total=len(waiting)) as advance:
             asked = [outcome.problem for outcome in waiting]
             for index, candidates in elicitation(turn)(asked, teacher):
-                _take(waiting[index], candidates, teacher.name, stores)
+                _take(waiting[index], candidates, teacher.name, stores, scorer)
                 _settle(waiting[index], stores, granularity, turn + 1)
                 advance()
     return outcomes
@@ -79,7 +82,13 @@ def question_of(trace: Trace) -> str:
     return content_id(trace.problem, trace.teacher, trace.sampling, None)
 
 
-def _take(outcome: Outcome, candidates: Sequence[Candidate], teacher: str, stores: Stores) -> None:
+def _take(
+    outcome: Outcome,
+    candidates: Sequence[Candidate],
+    teacher: str,
+    stores: Stores,
+    scorer: TraceScorer | None,
+) -> None:
     """Check and store what came in, with its share of all votes so far."""
     fresh = []
     for candidate in candidates:
@@ -90,6 +99,8 @@ def _take(outcome: Outcome, candidates: Sequence[Candidate], teacher: str, store
             fresh.append(check(candidate, outcome.problem, teacher))
             outcome.cut_off += candidate.finish_reason != "stop"
     outcome.answered += len(fresh)
+    if scorer:
+        fresh = [_scored(*pair) for pair in zip(fresh, scorer.score_traces(fresh), strict=True)]
     before = len(outcome.samples)
     outcome.samples = with_votes([*outcome.samples, *fresh])
     for trace in outcome.samples[before:]:
@@ -101,6 +112,10 @@ def _take(outcome: Outcome, candidates: Sequence[Candidate], teacher: str, store
             outcome.samples.remove(trace)
             outcome.failed += 1
             outcome.error = exc.what
+
+
+def _scored(trace: Trace, score: float) -> Trace:
+    return replace(trace, notes={**trace.notes, "score": round(score, 6)})
 
 
 def _settle(outcome: Outcome, stores: Stores, granularity: Granularity, turn: int) -> None:

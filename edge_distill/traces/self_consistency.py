@@ -49,12 +49,15 @@ def self_consistency(
 def with_votes(traces: Sequence[Trace]) -> list[Trace]:
     """All samples of a problem, each with the share of them that gave its answer.
 
-    A sample without an answer, or one that was cut off, votes for none, and counts in the total.
+    A sample without an answer, or one that was cut off, votes for none, and counts in the total. With the scores of a
+    reward model in their notes, they count as much as these say.
     """
     answers = [normalize_answer(trace.answer if _is_whole(trace) else "") for trace in traces]
-    count = tally(Vote(answer) for answer in answers)
+    count = tally(
+        Vote(answer, trace.notes.get("score", 1.0)) for answer, trace in zip(answers, traces, strict=True)
+    )
     weights = {answer.key: weight for answer, weight in count.ranking}
-    shares = [weights.get(answer.key, 0.0) / len(traces) for answer in answers]
+    shares = [weights.get(answer.key, 0.0) / (count.total or 1.0) for answer in answers]
     return [
         replace(trace, vote_share=share if _is_whole(trace) else None)
         for trace, share in zip(traces, shares, strict=True)
@@ -64,11 +67,15 @@ def with_votes(traces: Sequence[Trace]) -> list[Trace]:
 def choose(traces: Sequence[Trace]) -> Trace | None:
     """The most coherent of the right samples; None when none is right.
 
-    The one with the fewest refuted steps, among those the one with the largest share of verified steps, among those
-    the shortest; the first of equals.
+    The one with the fewest refuted steps, among those the one with the highest score of a reward model, if there was
+    one, among those the one with the largest share of verified steps, among those the shortest; the first of equals.
     """
-    right = [trace for trace in traces if trace.correct]
-    return min(right, key=coherence, default=None)
+
+    def rank(trace: Trace) -> tuple[float, ...]:
+        refuted, *rest = coherence(trace)
+        return refuted, -trace.notes.get("score", 0.0), *rest
+
+    return min((trace for trace in traces if trace.correct), key=rank, default=None)
 
 
 def coherence(trace: Trace) -> tuple[int, float, int]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
+from edge_distill.traces.selection import open_scorer
 from edge_distill.traces.trace import Role, Verdict, read_traces
 from edge_distill_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from edge_distill.traces.best_of import BestOf
 
 __all__ = ["Spread", "TraceStats", "summarize"]
 
@@ -37,7 +40,8 @@ class TraceStats:
 
     `correct`, `wrong` and `unjudged` add up to `traces`; `problems` are different ones. Lengths are in characters
     of reasoning and in steps a trace; `vote_share` is None when no trace has one. `histogram` counts reasoning by
-    length: pairs of a bin's upper end in characters (inclusive) and how many.
+    length: pairs of a bin's upper end in characters (inclusive) and how many. `selection` is there when a reward
+    model was given.
     """
 
     path: str
@@ -55,6 +59,7 @@ class TraceStats:
     verdicts: dict[str, int]
     verified: dict[str, int]
     histogram: tuple[tuple[int, int], ...] = field(default=())
+    selection: BestOf | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -81,10 +86,32 @@ class TraceStats:
         most = max((count for _, count in self.histogram), default=0)
         for end, count in self.histogram:
             console.print(f"{end:>8,} {'█' * -(-count * _BAR // most) if most else ''} {count:,}")
+        if self.selection:
+            self.selection.render(console)
 
 
-def summarize(path: Annotated[Path, "The file of traces, JSON Lines"]) -> TraceStats:
-    """Read a file of traces once and count; raises `InputError` for a bad line or when there are no traces."""
+def summarize(
+    path: Annotated[Path, "The file of traces, JSON Lines"],
+    *,
+    scorer: Annotated[
+        str | None, "prm:DIR, a reward model: how often the first sample, votes and its own choice are right"
+    ] = None,
+) -> TraceStats:
+    """Read a file of traces and count; raises `InputError` for a bad line or when there are no traces."""
+    stats = _count(path)
+    return stats if scorer is None else replace(stats, selection=_selection(path, scorer))
+
+
+def _selection(path: Path, spec: str) -> BestOf:
+    from edge_distill.traces.best_of import measure_selection
+
+    scorer = open_scorer(spec)
+    if isinstance(scorer, str):
+        raise InputError("bad-scorer", f"{scorer} scores no whole sample", "give prm:DIR, a reward model")
+    return measure_selection(read_traces(path), scorer)
+
+
+def _count(path: Path) -> TraceStats:
     counts: dict[str, Counter[str]] = {
         name: Counter() for name in ("task", "teacher", "correct", "verified", "role", "verdict")
     }

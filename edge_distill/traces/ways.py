@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edge_distill.traces.chain_of_verification import verified
 from edge_distill.traces.elicitation import Candidate, Elicit
 from edge_distill.traces.few_shot import ExemplarPool
 from edge_distill.traces.react import react
+from edge_distill.traces.selection import ScorerName, TraceScorer
 from edge_distill.traces.self_consistency import self_consistency
 from edge_distill.traces.teachers.solver import SolverTeacher
 from edge_distill.traces.teachers.teacher import Sampling, Teacher
@@ -17,10 +18,9 @@ from edge_distill.traces.tree import Search, tree_of_thoughts
 from edge_distill_bench.tasks import Problem
 from edge_distill_runtime.errors import InputError
 
-__all__ = ["ScorerName", "Way", "WayName", "repeated"]
+__all__ = ["Way", "WayName", "repeated"]
 
 WayName = Literal["chain", "tree", "react"]
-ScorerName = Literal["checker", "teacher"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,13 @@ class Way:
     exemplars: ExemplarPool = ExemplarPool()  # noqa: RUF009 - frozen
     verify: bool = False
     search: Search = "breadth"
-    scorer: ScorerName = "checker"
+    scorer: ScorerName | TraceScorer = "checker"
+    """Of a tree's steps; a reward model also chooses among samples and weighs their votes, whatever the way."""
     refutation: bool = False
+
+    @property
+    def trace_scorer(self) -> TraceScorer | None:
+        return None if isinstance(self.scorer, str) else self.scorer
 
     def check(self, teacher: Teacher) -> None:
         """What cannot work, before anything is asked; raises `InputError`."""
@@ -53,15 +58,11 @@ class Way:
             )
         if self.name == "react" and self.exemplars.count:
             raise InputError("unused-few-shot", "--elicit react takes no exemplars", "leave --few-shot out")
-        if self.name != "tree" and (self.search, self.scorer, self.refutation) != (
-            "breadth",
-            "checker",
-            False,
-        ):
+        if self.name != "tree" and (self.search != "breadth" or self.scorer == "teacher" or self.refutation):
             raise InputError(
                 "unused-tree-option",
                 f"--elicit {self.name} grows no tree",
-                "leave --search, --scorer and --refutation out, or say --elicit tree",
+                "leave --search, --scorer teacher and --refutation out, or say --elicit tree",
             )
         self.elicitation(0)  # the ways refuse what they cannot do
 
@@ -74,7 +75,8 @@ class Way:
         """The way for a round, the first one is 0; no two rounds share a seed."""
         first = self.seed + turn * self.samples
         elicit = self._drafts(range(first, first + self.samples))
-        return verified(elicit, sampling=self.sampling) if self.verify else elicit
+        elicit = verified(elicit, sampling=self.sampling) if self.verify else elicit
+        return _with_scorer(elicit, self.trace_scorer.name) if self.trace_scorer else elicit
 
     def _drafts(self, seeds: range) -> Elicit:
         if self.name == "chain":
@@ -106,5 +108,15 @@ def repeated(ways: Sequence[Elicit]) -> Elicit:
                 found[index] += candidates
         for index, candidates in ways[-1](problems, teacher):
             yield index, [*found[index], *candidates]
+
+    return elicit
+
+
+def _with_scorer(way: Elicit, name: str) -> Elicit:
+    """The same attempts; their `sampling` says who chooses among them."""
+
+    def elicit(problems: Sequence[Problem], teacher: Teacher) -> Iterator[tuple[int, list[Candidate]]]:
+        for index, candidates in way(problems, teacher):
+            yield index, [replace(one, sampling={**one.sampling, "scorer": name}) for one in candidates]
 
     return elicit

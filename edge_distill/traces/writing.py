@@ -17,12 +17,13 @@ from edge_distill.traces.few_shot import choose_exemplars
 from edge_distill.traces.granularity import Granularity
 from edge_distill.traces.preferences import preference_pairs
 from edge_distill.traces.report import TracesWritten, groups_of
+from edge_distill.traces.selection import open_scorer
 from edge_distill.traces.step_labels import step_labels
 from edge_distill.traces.store import Rejects, TraceStore
 from edge_distill.traces.teachers.teacher import Sampling, Teacher
 from edge_distill.traces.trace import read_traces
 from edge_distill.traces.tree import Search
-from edge_distill.traces.ways import ScorerName, Way, WayName
+from edge_distill.traces.ways import Way, WayName
 from edge_distill_bench.tasks import BadLine, Problem, Split, load_problems
 from edge_distill_export.progress import stage
 from edge_distill_runtime.errors import BackendError, InputError
@@ -55,7 +56,8 @@ def traces(
         Search, "The tree's paths: the best few of each level, or the best one anywhere"
     ] = "breadth",
     scorer: Annotated[
-        ScorerName, "Who scores the tree's steps: the step checker, or the teacher"
+        str,
+        "Who scores the tree's steps: checker, teacher, or prm:DIR, a reward model, which chooses samples too",
     ] = "checker",
     refutation: Annotated[bool, "Keep a wrong step that the tree pruned, with its refutation"] = False,
     granularity: Annotated[Granularity, "The steps of a trace that are kept"] = "full",
@@ -69,6 +71,7 @@ def traces(
     from edge_distill.traces.teachers.opening import open_teacher
 
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
+    judge = open_scorer(scorer)
     names = list(dict.fromkeys(sources))
     bad_lines: list[tuple[str, BadLine]] = []
     parts = []
@@ -78,7 +81,7 @@ def traces(
                 source, split=split, count=count, seed=seed, on_bad_line=partial(_note, bad_lines, source)
             )
             pool = choose_exemplars(exemplars or source, few_shot, curated=exemplars is not None)
-        way = Way(elicit, samples, sampling, seed, pool, verify, search, scorer, refutation)
+        way = Way(elicit, samples, sampling, seed, pool, verify, search, judge, refutation)
         parts.append(Part(source, problems, way))
     _reject(bad_lines, out.parent)
     asked = open_teacher(teacher, at_once=at_once)
@@ -134,6 +137,7 @@ def write_traces(
                 stores,
                 tries=part.way.rounds(teacher, tries),
                 granularity=granularity,
+                scorer=part.way.trace_scorer,
                 name=f"Asking about {part.name}",
             )
         ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ from edge_distill.distil.recipe import Recipe
 from edge_distill.distil.reward_model import load_reward_model
 from edge_distill.distil.reward_training import judged, plant_mistake
 from edge_distill.distil.spans import Step, StepSpan
-from edge_distill.traces.trace import Verdict
+from edge_distill.traces.stats import summarize
+from edge_distill.traces.trace import Verdict, make_trace, read_traces
+from edge_distill.traces.writing import traces as traces_verb
 from edge_distill_export.chat_template import reasoning_markers
 from edge_distill_runtime.errors import InputError
 from tests.distil.sums import sums, write
@@ -40,6 +44,12 @@ def trained(folder: Path, **training: object) -> Path:
     return folder / "run"
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model after two steps; the student that it began with lies beside it."""
+    return trained(tmp_path_factory.mktemp("reward"), steps=2)
+
+
 def test_learns_and_reports_both_kinds_of_steps(tmp_path: Path) -> None:
     run = trained(tmp_path, epochs=12, learning_rate=3e-3)
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
@@ -48,9 +58,8 @@ def test_learns_and_reports_both_kinds_of_steps(tmp_path: Path) -> None:
     assert {"eval_accuracy", "eval_accuracy_right", "eval_accuracy_wrong"} <= validated[-1].keys()
 
 
-def test_scores_are_those_of_transformers(tmp_path: Path) -> None:
+def test_scores_are_those_of_transformers(run: Path) -> None:
     """Prompt and steps rendered by hand, the probability read at each step's last token."""
-    run = trained(tmp_path, steps=2)
     scores = load_reward_model(run / "student").score_steps([("What is 1 + 1?", ["1 + 1 = 2", "so 2"])])[0]
     model = AutoModelForTokenClassification.from_pretrained(run / "student").eval()
     tokenizer = AutoTokenizer.from_pretrained(run / "student")
@@ -65,6 +74,49 @@ def test_scores_are_those_of_transformers(tmp_path: Path) -> None:
         with torch.no_grad():
             expected.append(float(model(tokens).logits[0, -1].softmax(-1)[1]))
     assert scores == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_trace_is_worth_its_least_likely_step(run: Path) -> None:
+    model = load_reward_model(run / "student")
+    assert model.name == load_reward_model(run / "student").name
+    assert re.fullmatch(r"prm:[0-9a-f]{8}", model.name)
+    traces = sums(11)
+    steps = model.score_steps(
+        [(trace.problem, [step.text for step in trace.steps]) for trace in reversed(traces)]
+    )
+    assert model.score_traces(traces) == pytest.approx([min(scores) for scores in reversed(steps)], abs=1e-5)
+    problem, texts = traces[2].problem, [step.text for step in traces[2].steps]
+    assert model(problem, texts) == pytest.approx(min(steps[-3]), abs=1e-5)
+    assert model(problem, []) == 1.0
+    # nothing speaks for what has no steps, is too long for the context, or cannot be learned from
+    unfit = [make_trace("p", text, "1") for text in ("", "1 + 1 = 2\n" * 300, "1 + 1 = 2<|im_end|>")]
+    assert model.score_traces(unfit) == [0.0, 0.0, 0.0]
+    assert model(problem, ["1 + 1 = 2"] * 300) == 0.0
+
+
+def test_samples_are_scored_chosen_and_measured_by_the_verbs(run: Path, tmp_path: Path) -> None:
+    scorer = f"prm:{run / 'student'}"
+    lines = [json.dumps({"problem": f"What is {n} + 1?", "answer": str(n + 1)}) for n in range(3)]
+    (tmp_path / "problems.jsonl").write_text("\n".join(lines), "utf-8")
+    out = tmp_path / "out" / "traces.jsonl"
+    asked = {
+        "teacher": f"hf:{run.parent / 'student'}",
+        "split": "all",
+        "tries": 1,
+        "samples": 2,
+        "max_tokens": 4,
+    }
+    traces_verb([str(tmp_path / "problems.jsonl")], out=out, scorer=scorer, **asked)  # type: ignore[arg-type]
+    samples = list(read_traces(tmp_path / "out" / "traces.samples.jsonl"))
+    assert len(samples) == 6
+    name = load_reward_model(Path(scorer.removeprefix("prm:"))).name
+    assert {trace.sampling["scorer"] for trace in samples} == {name}
+    graded = [replace(trace, notes={}, correct=False) for trace in samples]
+    write(tmp_path / "graded.jsonl", graded)
+    stats = summarize(tmp_path / "graded.jsonl", scorer=scorer)
+    assert stats.selection is not None
+    assert (stats.selection.scorer, stats.selection.problems, stats.selection.samples) == (name, 3, 2)
+    assert stats.selection.best_of_n.value == 0
 
 
 def test_nothing_behind_a_mistake_is_judged() -> None:
