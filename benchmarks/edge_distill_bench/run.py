@@ -176,9 +176,9 @@ def _continued(folder: Path, fresh: BenchResults) -> BenchResults:
     same_settings = old.machine.cpu == fresh.machine.cpu and _same(old.settings, fresh.settings)
     known = {_identity(one): one for one in old.artifacts if same_settings}
     artifacts = tuple(known.get(_identity(one), one) for one in fresh.artifacts)
-    if {_identity(one) for one in old.artifacts} - {_identity(one) for one in artifacts} or not same_settings:
-        stamp = old.created.replace(":", "").replace("+0000", "Z")
-        (folder / RESULTS_NAME).replace(folder / f"results-{stamp}.json")
+    kept = {_identity(one) for one in artifacts if same_settings}
+    if any(_is_measured(one) and _identity(one) not in kept for one in old.artifacts):
+        _keep(folder, old)
     if not known:
         return fresh
     if _references(old.artifacts) != _references(artifacts):  # what was compared was compared with others
@@ -194,6 +194,15 @@ def _continued(folder: Path, fresh: BenchResults) -> BenchResults:
     )
 
 
+def _keep(folder: Path, old: BenchResults) -> None:
+    """Under the time it was begun, beside what was kept before."""
+    stamp, number = old.created.replace(":", "").replace("+0000", "Z"), 2
+    path = folder / f"results-{stamp}.json"
+    while path.exists():
+        path, number = folder / f"results-{stamp}-{number}.json", number + 1
+    (folder / RESULTS_NAME).replace(path)
+
+
 def _same(old: Settings, new: Settings) -> bool:
     """Whether what was measured with one stands for the other; a call without problems fits all."""
     if "" in (old.items_hash, new.items_hash):
@@ -203,6 +212,10 @@ def _same(old: Settings, new: Settings) -> bool:
 
 def _identity(artifact: ArtifactResult) -> tuple[str, str, str]:
     return artifact.name, artifact.hash, artifact.role
+
+
+def _is_measured(artifact: ArtifactResult) -> bool:
+    return any((artifact.latency, artifact.memory, artifact.accuracy, artifact.fidelity))
 
 
 def _references(artifacts: Sequence[ArtifactResult]) -> set[tuple[str, str, str]]:

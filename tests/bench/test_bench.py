@@ -192,6 +192,8 @@ def test_another_student_is_compared_anew(
     assert artifact.accuracy is None
     assert artifact.fidelity is None
     assert len(list(out.glob("results-*.json"))) == 1
+    bench([bundles["gguf"]], out=out, options=none)  # begun at the same time: the kept one stays
+    assert len(list(out.glob("results-*.json"))) == 2
 
 
 def test_answers_of_another_machine(
