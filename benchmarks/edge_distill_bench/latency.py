@@ -132,18 +132,26 @@ def measure_rounds(
     rounds: int,
     meter: Meter,
     answers: Sequence[Answer] = (),
+    known: Sequence[Sequence[Round]] = (),
+    keep: Callable[[Path, Round], object] = lambda path, measured: None,
     advance: Callable[[], object] = lambda: None,
 ) -> list[list[Round]]:
-    """The rounds of each model; `answers` are spread over the rounds, `advance` is called after each model."""
+    """The rounds of each model; `answers` are spread over the rounds, `advance` is called after each model.
+
+    `known` are the first rounds of all models where an earlier call measured them; each new one is given to `keep`.
+    """
     check_counts(rounds=rounds, threads=plan.threads)
+    found = {path: list(column) for path, column in zip(paths, known or [()] * len(paths), strict=True)}
     done = dict.fromkeys(paths, 0)
 
     def one(path: Path) -> Round:
-        due = answers[done[path] :: rounds]
+        number = done[path]
         done[path] += 1
-        result = _measure(path, plan, due, meter)
+        if number == len(found[path]):
+            found[path].append(_measure(path, plan, answers[number::rounds], meter))
+            keep(path, found[path][number])
         advance()
-        return result
+        return found[path][number]
 
     return in_turn([partial(one, path) for path in paths], rounds)
 

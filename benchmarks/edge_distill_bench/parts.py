@@ -15,6 +15,7 @@ from edge_distill_bench.fidelity_cache import Reference, read_reference, write_r
 from edge_distill_bench.fidelity_texts import texts_of
 from edge_distill_bench.items import Tasks
 from edge_distill_bench.latency import Plan, energy_of, latency_of, measure_rounds, speed_ratios
+from edge_distill_bench.latency_rows import LatencyRows
 from edge_distill_bench.memory import compare_memory
 from edge_distill_bench.outcomes import Answered
 from edge_distill_bench.results import Settings, rows_path
@@ -46,24 +47,28 @@ def measure_latencies(run: Run, tasks: Tasks) -> None:
         return
     settings, meter = run.settings, open_meter()
     plan = Plan(settings.threads, sweep=_sweep(settings.threads), answer_context=_room(tasks, settings))
-    problems = islice((problem for task in tasks.values() for problem in task), _ALONE)
-    with run.stage(
-        f"Latency of {len(run.subjects)} models in turn", settings.rounds * len(run.subjects)
-    ) as advance:
+    problems = list(islice((problem for task in tasks.values() for problem in task), _ALONE))
+    hashes = {subject.name: run.artifact(subject).hash for subject in run.subjects}
+    asked = [settings.rounds, settings.max_tokens, settings.budgets, [problem.id for problem in problems]]
+    rows = LatencyRows(run.folder / "latency.jsonl", hashes, plan, asked)
+    names = {subject.path: subject.name for subject in run.subjects}
+    with run.stage(f"Latency of {len(names)} models in turn", settings.rounds * len(names)) as advance:
         measured = measure_rounds(
-            [subject.path for subject in run.subjects],
+            list(names),
             plan,
             rounds=settings.rounds,
             meter=meter,
             answers=[partial(_answer, problem, settings) for problem in problems],
+            known=rows.complete(),
+            keep=lambda path, one: rows.append(names[path], one),
             advance=advance,
         )
     run.add_noise([one.noise for rounds in measured for one in rounds])
     for subject, rounds in zip(run.subjects, measured, strict=True):
         fitting, notes = plan.fitting(find(subject.path).manifest.context_length)
         run.put(subject.name, latency=latency_of(rounds, fitting, notes), energy=energy_of(rounds, meter))
-    names = [subject.name for subject in run.subjects]
-    run.put_ratios(speed_ratios(dict(zip(names, measured, strict=True))))
+    run.put_ratios(speed_ratios(dict(zip(names.values(), measured, strict=True))))
+    rows.remove()
 
 
 def _sweep(threads: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from edge_distill_bench.latency import (
     measure_rounds,
     speed_ratios,
 )
+from edge_distill_bench.latency_rows import LatencyRows
 from edge_distill_runtime import InputError
 
 NO_METER = Meter({}, "not measured: no RAPL")
@@ -123,3 +124,37 @@ def halved(speeds: Speeds) -> Speeds:
         prefill={name: speed / 2 for name, speed in speeds.prefill.items()},
         decode={name: speed / 2 for name, speed in speeds.decode.items()},
     )
+
+
+def test_kept_rounds_are_not_measured_again(bundles: dict[str, Path], tmp_path: Path) -> None:
+    plan = Plan(1, (16,), (0,), new_tokens=4, ttft_tokens=12, ttft_repeats=1)
+    file = tmp_path / "latency.jsonl"
+    rows = LatencyRows(file, {"a": "1", "b": "2"}, plan, [3])
+    assert rows.complete() == [[], []]
+    for name, one in (("a", FIRST), ("b", SECOND), ("b", FIRST)):  # killed before the second round of a
+        rows.append(name, one)
+    file.write_bytes(file.read_bytes() + b'{"key": "torn')
+    assert rows.complete() == [[FIRST], [SECOND]]
+    for other in (
+        LatencyRows(file, {"a": "1", "b": "3"}, plan, [3]),  # another model
+        LatencyRows(file, {"a": "1", "b": "2"}, replace(plan, new_tokens=8), [3]),
+        LatencyRows(file, {"a": "1", "b": "2"}, plan, [4]),
+    ):
+        assert other.complete() == [[], []]
+
+    kept: list[tuple[Path, Round]] = []
+    gguf, onnx = measure_rounds(
+        list(bundles.values()),
+        plan,
+        rounds=2,
+        meter=NO_METER,
+        known=rows.complete(),
+        keep=lambda path, one: kept.append((path, one)),
+    )
+    assert (gguf[0], onnx[0]) == (FIRST, SECOND)
+    assert kept == [(bundles["onnx"], onnx[1]), (bundles["gguf"], gguf[1])]
+    file.write_text('{"key": 1}\n')
+    with pytest.raises(InputError, match="line 1"):
+        rows.complete()
+    rows.remove()
+    assert not file.exists()
