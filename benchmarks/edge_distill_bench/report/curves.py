@@ -100,7 +100,8 @@ def draw_intervals(
     parts.append(
         element("line", class_="reference", x1=across(reference), x2=across(reference), y1=top, y2=bottom)
     )
-    parts.append(text(right, float(height - 3), axis.title, class_="axis-title", text_anchor="end"))
+    if axis.title:
+        parts.append(text(right, float(height - 3), axis.title, class_="axis-title", text_anchor="end"))
     for number, band in enumerate(bands):
         middle = top + row * number + 25
         found = band.estimate
