@@ -10,6 +10,9 @@ from time import monotonic
 __all__ = ["SECONDS_BETWEEN_LINES", "Advance", "lines"]
 
 SECONDS_BETWEEN_LINES = 10.0
+_AT_ONCE = (
+    1.0  # what is there within a second was done by an earlier run, and says nothing about the time left
+)
 
 Advance = Callable[..., None]
 """`advance()` counts one unit of the stage's total, `advance(n)` counts n."""
@@ -22,18 +25,20 @@ def lines(name: str, total: int | None = None) -> Iterator[Advance]:
     A body that fails is said to have stopped, and its exception passes.
     """
     started = last = monotonic()
-    done = 0
+    done = known = 0
 
     def say(text: str) -> None:
         print(f"{name}: {text}", file=sys.stderr, flush=True)
 
     def advance(count: int = 1) -> None:
-        nonlocal done, last
+        nonlocal done, known, last
         done += count
         now = monotonic()
-        if total and now - last >= SECONDS_BETWEEN_LINES and done < total:
+        if now - started < _AT_ONCE:
+            known = done
+        elif total and now - last >= SECONDS_BETWEEN_LINES and known < done < total:
             last = now
-            left = (now - started) / done * (total - done)
+            left = (now - started) / (done - known) * (total - done)
             say(f"{done}/{total}, about {left:.0f} s left")
 
     say("started")

@@ -39,6 +39,17 @@ def test_estimate_from_the_units_done(
     ]
 
 
+def test_what_an_earlier_run_did_takes_no_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 0.5, 20.5, 40.0])
+    monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
+    with stage("Answers", total=200) as advance:
+        advance(100)  # of an earlier run
+        advance(41)  # 20.5 s: half a second for each, 59 are left
+    assert capsys.readouterr().err.splitlines()[1] == "Answers: 141/200, about 30 s left"
+
+
 def test_failure_is_said_and_passes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="singular"), stage("Quantizing layers", total=3):
         raise ValueError("singular")
