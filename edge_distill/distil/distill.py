@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from edge_distill.distil.recipe import Recipe, load_recipe, to_yaml
+from edge_distill.distil.result import Distilled
 from edge_distill.distil.snapshots import last_complete
 from edge_distill_export.artifact import Source, prepare
 from edge_distill_export.bundle import publish, staged
@@ -20,58 +20,18 @@ from edge_distill_runtime.bundles.files import sha256_of
 from edge_distill_runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from transformers import TrainingArguments
 
     from edge_distill.distil.modes import Material
+    from edge_distill.distil.result import StepAccuracy
 
-__all__ = ["Distilled", "distill", "train"]
+__all__ = ["Distilled", "distill", "prepare_folder", "put_student", "train"]
 
 STUDENT = "student"
 RECIPE = "recipe.yaml"
 LINEAGE = "distill.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True)
-class Distilled:
-    """A trained student in its place."""
-
-    path: str
-    steps: int
-    examples: int
-    left_out: dict[str, int]
-    """Traces that could not be used, by reason."""
-    tokens: int
-    """Tokens of the examples, prompts included, once through."""
-    resumed_from: int
-    """The step of the checkpoint that the run went on from; 0 for a run from the beginning."""
-    loss: float | None
-    """The last training loss that was logged."""
-    validation: dict[str, float] | None
-    """The last losses on the validation traces: eval_loss, eval_reasoning, eval_answer."""
-    seconds: float
-    """Of training in this process."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def render(self, console: Console) -> None:
-        left = (
-            f" ({', '.join(f'{n} {why}' for why, n in self.left_out.items())} left out)"
-            if self.left_out
-            else ""
-        )
-        console.print(f"{self.steps} steps on {self.examples} traces{left}, {self.tokens} tokens")
-        if self.resumed_from:
-            console.print(f"resumed from step {self.resumed_from}")
-        if self.loss is not None:
-            console.print(f"loss {self.loss:.4f}, {self.seconds:.0f} s")
-        if self.validation:
-            parts = {name.removeprefix("eval_"): value for name, value in self.validation.items()}
-            console.print("validation: " + ", ".join(f"{name} {value:.4f}" for name, value in parts.items()))
-        console.print(self.path)
 
 
 def distill(
@@ -96,10 +56,14 @@ def train(recipe: Recipe, *, restart: bool = False) -> Distilled:
     from edge_distill.distil.engine import training_arguments
     from edge_distill.distil.modes import load_material
 
+    if recipe.expert_iteration:
+        from edge_distill.distil.expert_iteration import iterate
+
+        return iterate(recipe, restart=restart)
     arguments = training_arguments(recipe, recipe.out / CHECKPOINTS)
     with arguments.main_process_first(desc="preparing the folder"):
         if arguments.process_index == 0:
-            _prepare_folder(recipe, restart)
+            prepare_folder(recipe, restart)
     with stage("Loading the student"):
         checkpoint = load_checkpoint(recipe.student)
     source = prepare(checkpoint, min(recipe.context, checkpoint.config.max_position_embeddings))
@@ -107,11 +71,11 @@ def train(recipe: Recipe, *, restart: bool = False) -> Distilled:
     return _run(recipe, source, material, arguments)
 
 
-def _prepare_folder(recipe: Recipe, restart: bool) -> None:
+def prepare_folder(recipe: Recipe, restart: bool) -> None:
     """Make the run's folder with the resolved recipe; what is there already must belong to the same recipe."""
     out, text = recipe.out, to_yaml(recipe)
     if restart:
-        for path in (out / CHECKPOINTS, out / STUDENT):
+        for path in (out / CHECKPOINTS, out / STUDENT, *out.glob("round-*")):
             shutil.rmtree(path, ignore_errors=True)
         for name in (RECIPE, METRICS):
             (out / name).unlink(missing_ok=True)
@@ -164,11 +128,24 @@ def _run(recipe: Recipe, source: Source, material: Material, arguments: Training
         loss=next((entry["loss"] for entry in reversed(history) if "loss" in entry), None),
         validation={name: value for name, value in validated.items() if name.startswith("eval_")} or None,
         seconds=result.metrics["train_runtime"],
+        step_accuracy=_step_accuracy(recipe, material, validated),
     )
     if trainer.is_world_process_zero():
         _save(recipe, source.checkpoint, trainer.accelerator.unwrap_model(trainer.model), distilled)
     trainer.accelerator.wait_for_everyone()
     return distilled
+
+
+def _step_accuracy(
+    recipe: Recipe, material: Material, validated: dict[str, float]
+) -> dict[str, StepAccuracy] | None:
+    if not (recipe.reward_model and validated):
+        return None
+    from edge_distill.distil.dataset import Dataset
+    from edge_distill.distil.step_accuracy import step_accuracies
+
+    assert isinstance(material.validation, Dataset)  # of traces, as a reward model learns from nothing else
+    return step_accuracies(material.validation.examples, validated)
 
 
 def _save(recipe: Recipe, checkpoint: Checkpoint, model: Any, distilled: Distilled) -> None:
@@ -184,19 +161,24 @@ def _save(recipe: Recipe, checkpoint: Checkpoint, model: Any, distilled: Distill
             bake(model)
         model.to(torch.float32).save_pretrained(directory)
         checkpoint.tokenizer.save_pretrained(directory)
-        lineage = {
-            **distilled.to_dict(),
-            "path": STUDENT,
-            "student": checkpoint.lineage,
-            "traces": {str(path): sha256_of(path)[1] for path in recipe.files},
-            "quantize": recipe.quantize,
-        }
-        (directory / LINEAGE).write_text(json.dumps(lineage, indent=2), "utf-8")
-        (directory / RECIPE).write_text(to_yaml(recipe), "utf-8")
-        for path in directory.iterdir():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        publish(directory, recipe.out / STUDENT)
+        put_student(directory, recipe, distilled, checkpoint.lineage)
+
+
+def put_student(directory: Path, recipe: Recipe, distilled: Distilled, lineage: dict[str, Any]) -> None:
+    """Add where a staged student comes from, and move it to its place; `lineage` is that of its beginning."""
+    content = {
+        **distilled.to_dict(),
+        "path": STUDENT,
+        "student": lineage,
+        "traces": {str(path): sha256_of(path)[1] for path in recipe.files},
+        "quantize": recipe.quantize,
+    }
+    (directory / LINEAGE).write_text(json.dumps(content, indent=2), "utf-8")
+    (directory / RECIPE).write_text(to_yaml(recipe), "utf-8")
+    for path in directory.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    publish(directory, recipe.out / STUDENT)

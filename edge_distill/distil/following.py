@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from edge_distill.distil.kinds import LENGTHS
 from edge_distill.distil.losses import DistillationLoss, TopK, distillation_loss, span_counts
 from edge_distill.distil.spans import StepWeights, collate
 from edge_distill.distil.trainer import Losses, StudentTrainer
@@ -35,7 +36,7 @@ class DistillationTrainer(StudentTrainer):
         super().__init__(*arguments, **rest)
 
     def collate(self, rows: list[int], dataset: Any) -> dict[str, torch.Tensor]:
-        return collate([dataset.examples[row] for row in rows], self.pad_id, self.weights)
+        return collate([dataset.examples[row] for row in rows], self.pad_id, self.weights, multiple=LENGTHS)
 
     def counts(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return span_counts(batch["kinds"])

@@ -16,7 +16,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from edge_distill.distil.following import DistillationTrainer
-from edge_distill.distil.kinds import ANSWER, PROMPT, REASONING
+from edge_distill.distil.kinds import ANSWER, LENGTHS, PROMPT, REASONING
 from edge_distill.distil.spans import Example, collate
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class OnPolicyTrainer(DistillationTrainer):
         prompts = [example.tokens[: example.first] for example in examples]
         written = self._write(prompts, seed)
         own = [example_of_own(*pair, self.writing) for pair in zip(prompts, written, strict=True)]
-        fresh = collate(own, self.pad_id, self.weights)
+        fresh = collate(own, self.pad_id, self.weights, multiple=LENGTHS)
         return {**{name: part.to(self.args.device) for name, part in fresh.items()}, "rows": batch["rows"]}
 
     def _write(self, prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:

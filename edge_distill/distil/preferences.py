@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
+from edge_distill.distil.kinds import LENGTHS
 from edge_distill.distil.spans import Example, Solution, collate, make_example
 from edge_distill.distil.trainer import Losses, StudentTrainer
 from edge_distill.traces.trace import lines_of
@@ -69,7 +70,7 @@ class PreferenceTrainer(StudentTrainer):
     def collate(self, rows: list[int], dataset: Any) -> dict[str, torch.Tensor]:
         """Chosen texts, then the rejected ones, in one batch."""
         both = [*(dataset.chosen[row] for row in rows), *(dataset.rejected[row] for row in rows)]
-        batch = collate(both, self.pad_id)
+        batch = collate(both, self.pad_id, multiple=LENGTHS)
         return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids", "labels")}
 
     def counts(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -108,6 +108,28 @@ class RewardModelSection(_Section):
     """The part of the traces that get a mistake in one step."""
 
 
+class ExpertIterationSection(_Section):
+    """The student learns from its own right answers, round by round; see `expert_iteration.py`."""
+
+    problems: list[str] = Field(min_length=1)
+    """Sources as `traces` takes them: task:FAMILY?option=value, FILE.jsonl, hf:NAME. Asked is their training split."""
+    count: int | None = Field(default=None, ge=1)
+    """Problems of each source; a file's are all taken by default."""
+    held_out: int = Field(default=100, ge=1)
+    """Problems of each source's validation split, asked after every round."""
+    rounds: int = Field(default=3, ge=1)
+    samples: int = Field(default=4, ge=1)
+    """Of each problem, in each round."""
+    temperature: float = Field(default=1.0, gt=0)
+    max_tokens: int = Field(default=256, ge=1)
+    at_once: int = Field(default=16, ge=1)
+    """Samples that are written together."""
+    reward_model: Path | None = None
+    """A folder that `distill` made by a recipe with `reward_model`: what it does not accept is not learned from."""
+    accept: float = Field(default=0.5, ge=0, le=1)
+    """How likely it must hold the least likely step for right."""
+
+
 class LoraSection(_Section):
     """Low-rank adapters on all linear layers instead of the weights themselves; merged at the end."""
 
@@ -167,6 +189,7 @@ class Recipe(_Section):
     on_policy: OnPolicySection | None = None
     preferences: PreferencesSection | None = None
     reward_model: RewardModelSection | None = None
+    expert_iteration: ExpertIterationSection | None = None
     quantize: Literal["int4", "int8"] | None = None
     """Train through the export grid, so that `export --method rtn` gives exactly the trained integers."""
     lora: LoraSection | None = None
@@ -181,8 +204,10 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         loss, training = self.loss.loss(), self.training
-        if bool(self.traces) == bool(self.preferences):
+        if bool(self.traces) == bool(self.preferences) and not self.expert_iteration:
             raise ValueError("give either traces or preferences")
+        if self.expert_iteration and self.teacher and self.teacher.cache:
+            raise ValueError("expert_iteration has new texts in every round: leave the teacher's cache out")
         if self.on_policy and (self.teacher is None or self.teacher.cache):
             raise ValueError(
                 "on_policy needs a teacher without a cache: it scores text that nobody wrote before"
@@ -202,7 +227,8 @@ class Recipe(_Section):
             raise ValueError(
                 f"batch_size {training.batch_size} is no multiple of micro_batch_size {training.micro_batch_size}"
             )
-        chosen = [name for name in ("on_policy", "preferences", "reward_model") if getattr(self, name)]
+        modes = ("on_policy", "preferences", "reward_model", "expert_iteration")
+        chosen = [name for name in modes if getattr(self, name)]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} exclude each other")
         if self.reward_model and (self.teacher or self.quantize or self.lora):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from edge_distill.distil.kinds import IGNORED
+from edge_distill.distil.kinds import IGNORED, LENGTHS
 from edge_distill.distil.reward_model import RIGHT
 from edge_distill.distil.spans import StepSpan, collate
 from edge_distill.distil.trainer import Losses, StudentTrainer
@@ -32,7 +32,7 @@ class RewardTrainer(StudentTrainer):
 
     def collate(self, rows: list[int], dataset: Any) -> dict[str, torch.Tensor]:
         examples = [dataset.examples[row] for row in rows]
-        batch = collate(examples, self.pad_id)
+        batch = collate(examples, self.pad_id, multiple=LENGTHS)
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for row, example in enumerate(examples):
             for span in judged(example.steps):

@@ -159,16 +159,17 @@ def check_complete(text: str, solution: Solution) -> None:
 
 
 def collate(
-    examples: Sequence[Example], pad_id: int, weights: StepWeights | None = None
+    examples: Sequence[Example], pad_id: int, weights: StepWeights | None = None, *, multiple: int = 1
 ) -> dict[str, torch.Tensor]:
     """A batch padded on the right: input_ids, attention_mask, position_ids, labels, kinds and weights.
 
-    All [batch, longest]; weights are float32, the others int64. `labels` are those of plain cross-entropy, not
-    shifted, -100 where there is no loss. Padding is of kind prompt.
+    All [batch, longest], the longest rounded up to a `multiple`; weights are float32, the others int64. `labels` are
+    those of plain cross-entropy, not shifted, -100 where there is no loss. Padding is of kind prompt.
     """
     import torch
 
-    shape = (len(examples), max(len(example.tokens) for example in examples))
+    longest = max(len(example.tokens) for example in examples)
+    shape = (len(examples), -(-longest // multiple) * multiple)
     tokens, kinds = torch.full(shape, pad_id), torch.full(shape, PROMPT)
     mask = torch.zeros(shape, dtype=torch.long)
     factors = torch.ones(shape)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from edge_distill.distil.cached_logits import CachedLogits, CachedLogitsWriter, CachedTeacher, teacher_hash
+from edge_distill.distil.kinds import LENGTHS
 from edge_distill.distil.spans import Example, collate
 from edge_distill_export.progress import stage
 from edge_distill_runtime.errors import InputError
@@ -97,7 +98,7 @@ def open_logits_teacher(
             missing = [example for example in examples if example.tokens not in writer]
             with stage("Caching the teacher's logits", len(missing)) as advance:
                 for batch in _batches(missing, batch_size):
-                    texts = collate(batch, 0)
+                    texts = collate(batch, 0, multiple=LENGTHS)
                     names = ("input_ids", "attention_mask", "position_ids")
                     length = texts["input_ids"].shape[1]
                     inputs = {name: texts[name].to(device) for name in names}

@@ -247,6 +247,8 @@ class Recorder(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             self._advance()
+        if state.global_step >= state.max_steps and args.eval_strategy != "no":
+            control.should_evaluate = True  # the student that is kept, also where the steps do not divide
 
     def on_log(
         self,
