@@ -13,5 +13,5 @@ IGNORED = -100
 """The label of a token without a loss, as `torch.nn.functional.cross_entropy` and transformers have it."""
 
 LENGTHS = 32
-"""Batches are padded to a multiple of this, so that kernels are prepared for few different shapes: oneDNN keeps those of
-the last 1,024."""
+"""Batches are padded to a multiple of this, so that kernels are prepared for few different shapes: oneDNN keeps
+those of the last 1,024."""
