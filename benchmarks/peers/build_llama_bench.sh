@@ -1,9 +1,9 @@
 #!/bin/sh
-# Build llama-bench from the source that llama-cpp-python's wheel is built from, with the same options.
+# Build llama-bench and llama-perplexity from the source that llama-cpp-python's wheel is built from, with the same options.
 #
 #   benchmarks/peers/build_llama_bench.sh FOLDER [VERSION]
 #
-# VERSION is by default that of the llama-cpp-python in .venv. The program is then FOLDER/build/bin/llama-bench.
+# VERSION is by default that of the llama-cpp-python in .venv. The programs are then in FOLDER/build/bin.
 # Takes about ten minutes on one core; a folder that was begun is taken up where it was left.
 set -eu
 
@@ -24,6 +24,8 @@ SOURCE=$FOLDER/llama_cpp_python-$VERSION/vendor/llama.cpp
 cmake -S "$SOURCE" -B "$FOLDER/build" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
     -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF \
     -DLLAMA_BUILD_TOOLS=ON
-cmake --build "$FOLDER/build" --target llama-bench --parallel "$(nproc)"
+cmake --build "$FOLDER/build" --target llama-bench llama-perplexity --parallel "$(nproc)"
 "$FOLDER/build/bin/llama-bench" --help >/dev/null
+"$FOLDER/build/bin/llama-perplexity" --version >/dev/null 2>&1
 echo "$FOLDER/build/bin/llama-bench"
+echo "$FOLDER/build/bin/llama-perplexity"

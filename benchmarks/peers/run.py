@@ -1,0 +1,286 @@
+"""The league table: every engine on the same model, prompts and threads, each in an environment of its own.
+
+    python benchmarks/peers/run.py CHECKPOINT BUNDLE... --folder FOLDER [--envs FOLDER] [--programs FOLDER]
+        [--only NAME] [--parts quality speed] [--rounds 3] [--threads N] [--markdown FILE]
+
+Runs in the project's environment. Quality (KL to the checkpoint in fp32, short problems) is measured once and kept in
+FOLDER; speed is measured in turn, in a fresh process for every engine and round. Programs are built by
+build_llama_bench.sh. With --markdown the table is written between two markers of a document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from environments import HERE, Header, PeerError, environment, last_words, python_of, scripts
+from protocol import LINE
+from table import Entry, place, table
+from work import Work, count_right, make_work, mean_kl
+
+from edge_distill_bench.measure import in_turn, this_machine
+from edge_distill_bench.noise import fixed_computation
+from edge_distill_bench.results import mean_and_deviation
+from edge_distill_runtime import EdgeDistillError, load
+from edge_distill_runtime.bundles.opening import find
+
+_SECONDS = 1800  # of one process
+_LINES = "quality.jsonl"
+
+
+@dataclass
+class Entrant:
+    """One script on one model."""
+
+    script: str
+    header: Header
+    model: str
+    name: str
+    precision: str | None
+    """Of a bundle; of all else the script says it."""
+    python: Path | None = None
+    speed: list[dict[str, Any]] = field(default_factory=list)
+    quality: dict[str, Any] | None = None
+    error: str = ""
+
+    @property
+    def entry(self) -> Entry:
+        lines = [*self.speed, *([self.quality] if self.quality else [])]
+        said = [line["precision"] for line in lines if line["precision"]]
+        engine = lines[0]["engine"] if lines else self.script
+        precision = self.precision or (said[0] if said else "-")
+        return Entry(self.name, engine, precision, tuple(self.speed), self.quality, self.error)
+
+
+def entrants(checkpoint: str, bundles: Sequence[str], only: Sequence[str]) -> list[Entrant]:
+    """Every script on everything that it opens; `only` are parts of names."""
+    found = []
+    for script, header in scripts().items():
+        if "checkpoint" in header.opens:
+            found.append(Entrant(script, header, checkpoint, label(script), None))
+        for bundle in bundles:
+            manifest = find(Path(bundle)).manifest
+            if manifest.format not in header.opens:
+                continue
+            model = bundle
+            if manifest.format == "gguf" and not header.in_project:
+                model = str(find(Path(bundle)).model_path)
+            name = f"{label(script)}, {manifest.format} {manifest.precision.target}"
+            found.append(Entrant(script, header, model, name, manifest.precision.target))
+    return [one for one in found if not only or any(part in one.name for part in only)]
+
+
+def label(script: str) -> str:
+    return {
+        "edge_distill_itself": "edge-distill",
+        "llama_bench": "llama.cpp (llama-bench)",
+        "llama_cpp_python": "llama-cpp-python",
+        "ort_genai": "onnxruntime-genai",
+        "optimum_ort": "optimum ORTModelForCausalLM",
+        "openvino_int4": "OpenVINO GenAI",
+        "transformers_bf16": "transformers",
+        "torchao_int4": "transformers + torchao",
+        "ctranslate2_int8": "CTranslate2",
+    }.get(script, script)
+
+
+class League:
+    """All entrants and what they are asked."""
+
+    def __init__(self, options: argparse.Namespace, work: Work, peers: Sequence[Entrant]) -> None:
+        self.options, self.work, self.peers = options, work, peers
+        self.noise: list[float] = []
+
+    def prepare(self, peer: Entrant) -> None:
+        if peer.header.programs and not self.options.programs:
+            raise PeerError("not built: build_llama_bench.sh FOLDER, then --programs FOLDER/build/bin")
+        peer.python = python_of(peer.script, peer.header, self.options.envs)
+        self.call(peer, "prepare")
+
+    def speed(self, peer: Entrant) -> None:
+        start = time.perf_counter()
+        fixed_computation(self.options.threads)
+        self.noise.append(time.perf_counter() - start)
+        peer.speed.append(self.line(peer, "speed"))
+
+    def quality(self, peer: Entrant) -> None:
+        kept = self.kept(peer)
+        if kept is not None:
+            peer.quality = kept
+            return
+        found = self.line(peer, "quality")
+        if found["logits"]:
+            path = Path(found["logits"])
+            found["kl"] = mean_kl(path, self.work)
+            path.unlink()
+        if found["answers"] is not None:
+            with load(self.options.bundles[0]) as model:
+                found["right"] = count_right(found["answers"], self.work, model)
+        peer.quality = found
+        with (self.options.folder / _LINES).open("a") as file:
+            file.write(json.dumps({"key": self.key(peer), "line": found}) + "\n")
+
+    def kept(self, peer: Entrant) -> dict[str, Any] | None:
+        """What an earlier run measured of the same script, model and questions."""
+        path = self.options.folder / _LINES
+        rows = [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
+        found = [row["line"] for row in rows if row["key"] == self.key(peer)]
+        return found[-1] if found else None
+
+    def key(self, peer: Entrant) -> list[str]:
+        model = Path(peer.model)
+        file = next(iter(sorted(model.glob("*.onnx*"), reverse=True)), model) if model.is_dir() else model
+        about = file.stat()
+        return [
+            peer.name,
+            self.work.hash,
+            *peer.header.dependencies,
+            f"{file.name} {about.st_size} {about.st_mtime_ns}",
+        ]
+
+    def line(self, peer: Entrant, part: str) -> dict[str, Any]:
+        found = json.loads(self.call(peer, part).splitlines()[-1])
+        if set(found) != set(LINE):
+            raise PeerError(f"{peer.script} printed other keys: {sorted(set(found) ^ set(LINE))}")
+        return dict(found)
+
+    def call(self, peer: Entrant, part: str) -> str:
+        """Run a part of a script in a fresh process; its output."""
+        folder = self.options.folder / peer.script
+        named = {
+            "model": peer.model,
+            "work": self.work.path,
+            "folder": folder,
+            "threads": self.options.threads,
+            "programs": self.options.programs or "",
+        }
+        arguments = [str(part) for name, value in named.items() for part in (f"--{name}", value)]
+        command = [str(peer.python), str(HERE / f"{peer.script}.py"), part, *arguments]
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                timeout=_SECONDS,
+                env=environment(self.options.threads),
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise PeerError(f"{part}: not done after {_SECONDS} s") from exc
+        if done.returncode:
+            (folder / f"{part}.err").write_text(done.stderr)
+            raise PeerError(f"{part}: {last_words(done.stderr)}")
+        return done.stdout
+
+    def run(self, what: Callable[[Entrant], None], peer: Entrant) -> None:
+        """One step of one entrant; the first failure is its last step, and is told in the table."""
+        if peer.error:
+            return
+        print(f"{peer.name}: {what.__name__}", file=sys.stderr)
+        try:
+            what(peer)
+        except (PeerError, OSError, ValueError, LookupError) as exc:
+            peer.error = str(exc)[:300]
+            print(f"{peer.name}: {peer.error}", file=sys.stderr)
+
+
+def heading(options: argparse.Namespace, league: League) -> str:
+    """Command, machine, versions and date."""
+    machine = this_machine()
+    versions: dict[str, str] = {}
+    for peer in league.peers:
+        for line in [*peer.speed, *([peer.quality] if peer.quality else [])]:
+            versions |= line["versions"]
+    mean, deviation = mean_and_deviation(league.noise) if league.noise else (0.0, 0.0)
+    said = ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
+    return "\n".join(
+        [
+            f"Measured on {time.strftime('%Y-%m-%d', time.gmtime())}: {machine.cpu}, {machine.cpus} CPUs, "
+            f"{options.threads} threads, {platform.system()}, Python {platform.python_version()}; "
+            f"load {options.load:.1f} before the start; {options.rounds} rounds in turn; a fixed computation before "
+            f"each varied by {deviation / mean if mean else 0:.1%}.",
+            "",
+            f"Versions: {said}.",
+            "",
+            "```",
+            f"python benchmarks/peers/run.py {shown(options)}",
+            "```",
+        ]
+    )
+
+
+def shown(options: argparse.Namespace) -> str:
+    """The command without the machine's paths."""
+    parts = [Path(options.checkpoint).name.upper()]
+    parts += [Path(bundle).name for bundle in options.bundles]
+    parts += ["--folder FOLDER", "--envs ENVS", "--programs PROGRAMS"]
+    parts += [f"--rounds {options.rounds}", f"--threads {options.threads}", f"--items {options.items}"]
+    parts += [f"--only {shlex.quote(name)}" for name in options.only]
+    return " ".join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = arguments(argv)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    options.load = os.getloadavg()[0]
+    try:
+        work = make_work(options.checkpoint, options.folder, options)
+        peers = entrants(options.checkpoint, options.bundles, options.only)
+    except EdgeDistillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    league = League(options, work, peers)
+    for peer in peers:
+        league.run(league.prepare, peer)
+    for peer in peers:
+        if "quality" in options.parts:
+            league.run(league.quality, peer)
+        else:
+            peer.quality = league.kept(peer)
+    if "speed" in options.parts:
+        in_turn([partial(league.run, league.speed, peer) for peer in peers], options.rounds)
+    text = table([peer.entry for peer in peers], len(work.problems))
+    print(text)
+    if options.markdown:
+        document = f"{heading(options, league)}\n\n{text}"
+        options.markdown.write_text(place(options.markdown.read_text(), document))
+    print(json.dumps([{"name": peer.name, "speed": peer.speed, "error": peer.error} for peer in peers]))
+    return 0
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("checkpoint", help="a Hugging Face directory")
+    parser.add_argument("bundles", nargs="+", help="exports of it")
+    parser.add_argument("--folder", type=Path, required=True, help="for conversions and what was measured")
+    parser.add_argument("--envs", type=Path, help="for virtual environments; by default FOLDER/envs")
+    parser.add_argument("--programs", help="folder with llama-bench and llama-perplexity")
+    parser.add_argument("--only", action="append", default=[], help="part of an engine's name; repeatable")
+    parser.add_argument("--parts", nargs="+", choices=("quality", "speed"), default=("quality", "speed"))
+    parser.add_argument("--rounds", type=int, default=3, help="of speed (3)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--items", type=int, default=40, help="problems (40)")
+    parser.add_argument("--windows", type=int, default=6, help="of text for KL, 127 tokens each (6)")
+    parser.add_argument("--markdown", type=Path, help="document with the two markers of the table")
+    options = parser.parse_args(argv)
+    options.envs = options.envs or options.folder / "envs"
+    options.folder, options.envs = options.folder.resolve(), options.envs.resolve()
+    options.programs = options.programs and str(Path(options.programs).resolve())
+    options.checkpoint = str(Path(options.checkpoint).resolve())
+    options.bundles = [str(Path(bundle).resolve()) for bundle in options.bundles]
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
