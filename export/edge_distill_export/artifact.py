@@ -155,7 +155,7 @@ def make_manifest(
     data_bytes, types = tensor_summary(directory)
     packages = ("llama-cpp-python",) if target.format == "gguf" else ("onnxruntime",)
     return Manifest(
-        name=f"{checkpoint.name}-{target.precision}",
+        name=f"{checkpoint.name}-{target.folder}",
         format=target.format,
         precision=Precision(target.precision, method, 8 * data_bytes / parameters, types),  # type: ignore[arg-type]
         architecture=checkpoint.config.model_type,

@@ -34,6 +34,8 @@ from edge_distill_runtime.errors import InputError
 
 _FEWEST_TRACES = 20  # for quantiles
 SOLVED_TRACES = 64
+OWN_PROBLEMS = OWN_TRACES + SOLVED_TRACES
+"""Of the built-in problems so many serve the student's own calibration; the rest are free."""
 MAX_TOKENS = 24_000
 """More calibration text than this is thinned out evenly: time and memory grow with it, quality hardly does."""
 

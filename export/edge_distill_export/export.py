@@ -27,18 +27,21 @@ from edge_distill_export.artifact import (
     write_model,
     write_modelfile,
 )
+from edge_distill_export.automatic import mixed_tensors
 from edge_distill_export.bundle import check_destination, publish, seal, staged
 from edge_distill_export.calibration import Text, heldout_texts
 from edge_distill_export.chat_template import check_chat
 from edge_distill_export.checkpoint import load_checkpoint
+from edge_distill_export.choose import hold_back
 from edge_distill_export.collect import Calibration, calibration_texts
 from edge_distill_export.families import embedding_names, linear_names
 from edge_distill_export.grid import QuantizedTensor, quantize_rtn
+from edge_distill_export.mixed import high_text
 from edge_distill_export.model_card import write_card
 from edge_distill_export.parity import Parity, References
 from edge_distill_export.plan import Plan, plan
 from edge_distill_export.progress import stage
-from edge_distill_export.targets import Target, parse_targets
+from edge_distill_export.targets import Target, parse_budgets, parse_targets
 from edge_distill_runtime import load
 from edge_distill_runtime.bundles.manifest import Manifest
 from edge_distill_runtime.errors import InputError, ParityError
@@ -61,6 +64,20 @@ class Exported:
     bits_per_weight: float
     parity: Parity
     limit_kl: float
+    choice: dict[str, Any] | None = None
+    """Of mixed precision: which tensors have 8 bits, and what decided it."""
+
+
+@dataclass(frozen=True)
+class _Quantization:
+    """What the targets are written from."""
+
+    tensors: dict[Target, Mapping[str, QuantizedTensor]]
+    """On the grid; none for floats and K-quants."""
+    importance: dict[str, np.ndarray]
+    """The K-quants' matrix."""
+    choices: dict[Target, dict[str, Any]]
+    """Of mixed precision, for the manifest."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,9 @@ class ExportResult:
                 bundle.path,
             )
         console.print(table)
+        for bundle in self.bundles:
+            if bundle.choice:
+                console.print(f"{bundle.target}: 8 bits for {high_text(bundle.choice)}")
         console.print(f"{self.seconds:.0f} s, peak memory {self.peak_memory / 2**20:,.0f} MiB")
 
 
@@ -103,6 +123,12 @@ def export(
     *,
     to: Annotated[list[str], "A target such as gguf:q4_0 or onnx:int4; may be repeated"],
     out: Annotated[Path, "The folder for the bundles, one directory each"],
+    size: Annotated[
+        list[str] | None, "Budget of gguf:auto and onnx:auto, such as 95MB; may be repeated"
+    ] = None,
+    kl: Annotated[
+        list[float] | None, "The same as mean KL divergence in nats per token; may be repeated"
+    ] = None,
     method: Annotated[Method, "How 4-bit integers are chosen: rtn rounds, gptq calibrates"] = "gptq",
     calibrate: Annotated[
         Path | None, "Reasoning traces (JSON Lines); by default the student writes its own"
@@ -114,34 +140,41 @@ def export(
 ) -> ExportResult | Plan:
     """Turn a checkpoint into verified bundles, `OUT/NAME-PRECISION` each.
 
-    Raises `ParityError` when an artifact is too far from the checkpoint; the others are in place then.
+    With mixed precision (`auto`) 4 or 8 bits are chosen for each tensor by measured sensitivity; the size is that of
+    the GGUF file where there is one. Raises `ParityError` when an artifact is too far from the checkpoint; the others
+    are in place then.
     """
     started = time.monotonic()
-    targets = parse_targets(to)
+    targets = parse_targets(to, parse_budgets(size or (), kl or ()))
     if limit_kl is not None and not limit_kl > 0:
         raise InputError("bad-limit", f"--limit-kl is {limit_kl}", "give a number above 0")
     if dry_run:
-        return plan(checkpoint, context=context, to=to)
+        return plan(checkpoint, context=context, to=to, size=size, kl=kl)
     with stage("Loading the checkpoint"):
         source = prepare(load_checkpoint(checkpoint), context)
     name = source.checkpoint.name
-    places = {target: out / f"{name}-{target.precision}" for target in targets}
+    places = {target: out / f"{name}-{target.folder}" for target in targets}
     for place in places.values():
         check_destination(place, force)
     heldout = heldout_texts(source.style, source.checkpoint.tokenizer, source.context_length)
-    calibration = None
-    if any(target.k_quant or (target.bits == 4 and method == "gptq") for target in targets):
+    calibration: Calibration | None = None
+    deciding: list[Text] = []
+    if any(_calibrates(target, method) for target in targets):
         calibration = calibration_texts(source, calibrate, out)
-    tensors, importance = _quantize(source, targets, method, calibration)
+    if calibration and any(target.budget for target in targets):
+        calibration, deciding = hold_back(source, calibration)
+    made = _quantize(source, targets, method, calibration, deciding, out)
     with ExitStack() as stack:
         stages = {target: stack.enter_context(staged(place)) for target, place in places.items()}
-        manifests = _write(source, stages, method, calibration, tensors, importance)
+        manifests = _write(source, stages, method, calibration, made)
         parities = _measure(source, stages, heldout)
         bundles, failures = [], []
         for target, directory in stages.items():
             limit = target.kl_limit if limit_kl is None else limit_kl
+            if target.budget and target.budget.kl:
+                limit = min(limit, target.budget.kl)
             try:
-                _judge(source, target, parities[target], limit, tensors.get(target.bits, {}))
+                _judge(source, target, parities[target], limit, made.tensors[target])
                 verification = _verification(source, directory, parities[target], limit)
             except ParityError as exc:
                 failures.append(exc)
@@ -151,9 +184,9 @@ def export(
                 _finish(source, target, manifest, directory, places[target], parities[target], limit)
             )
     if failures:
-        made = f"; made: {', '.join(bundle.target for bundle in bundles)}" if bundles else ""
+        others = f"; made: {', '.join(bundle.target for bundle in bundles)}" if bundles else ""
         first = failures[0]
-        raise ParityError(first.code, first.what + made, first.hint, first.data)
+        raise ParityError(first.code, first.what + others, first.hint, first.data)
     return ExportResult(
         tuple(bundles),
         calibration.to_dict() if calibration else None,
@@ -172,41 +205,78 @@ def _method_of(target: Target, method: Method) -> Literal["none", "rtn", "gptq",
     """What chose the target's integers: 8 bits are rounded, which loses next to nothing."""
     if target.k_quant:
         return "k-quant"
+    if target.budget:
+        return method
     return {None: "none", 8: "rtn", 4: method}[target.bits]
 
 
+def _calibrates(target: Target, method: Method) -> bool:
+    return target.k_quant or target.budget is not None or (target.bits == 4 and method == "gptq")
+
+
 def _quantize(
-    source: Source, targets: Sequence[Target], method: Method, calibration: Calibration | None
-) -> tuple[dict[int | None, dict[str, QuantizedTensor]], dict[str, np.ndarray]]:
-    """Tensors on the grid by bits (embedding and head always at 8), and the K-quants' importance matrix."""
+    source: Source,
+    targets: Sequence[Target],
+    method: Method,
+    calibration: Calibration | None,
+    deciding: Sequence[Text],
+    out: Path,
+) -> _Quantization:
+    """Everything on the grid: embedding and head at 8 bits, except where mixed precision chooses 4."""
     from edge_distill_export.activations import importance_matrix
+
+    model = source.checkpoint.model
+    names = linear_names(model.config)
+    automatic = [target for target in targets if target.budget]
+    layers: dict[int | None, dict[str, QuantizedTensor]] = {None: {}}
+    importance: dict[str, np.ndarray] = {}
+    embeddings = {}
+    wanted = {target.bits for target in targets if target.bits} | ({4} if automatic else set())
+    if wanted:
+        embeddings = {
+            name: quantize_rtn(model.get_parameter(name).data, 8, name) for name in embedding_names(model)
+        }
+    for bits in sorted(wanted):
+        layers[bits], found = _quantize_layers(source, bits, method, calibration, embeddings)
+        importance = importance or found
+    if any(target.k_quant for target in targets) and calibration and not importance:
+        with stage("Measuring the importance of inputs", len(names)) as advance:
+            importance = importance_matrix(model, calibration.texts, names, advance)
+    tensors: dict[Target, Mapping[str, QuantizedTensor]] = {
+        target: {**layers[target.bits], **embeddings} if target.bits else {} for target in targets
+    }
+    choices: dict[Target, dict[str, Any]] = {}
+    if automatic and calibration:
+        chosen = mixed_tensors(source, automatic, method, calibration, deciding, layers[4], out)
+        for target in automatic:
+            assert target.budget is not None
+            tensors[target] = chosen[target.budget].tensors
+            choices[target] = chosen[target.budget].record
+    return _Quantization(tensors, importance, choices)
+
+
+def _quantize_layers(
+    source: Source,
+    bits: int,
+    method: Method,
+    calibration: Calibration | None,
+    embeddings: Mapping[str, QuantizedTensor],
+) -> tuple[dict[str, QuantizedTensor], dict[str, np.ndarray]]:
+    """The linear layers on the grid, and with GPTQ the importance of their inputs."""
     from edge_distill_export.gptq import quantize_gptq
 
     model = source.checkpoint.model
     names = linear_names(model.config)
-    wanted = {target.bits for target in targets if target.bits}
-    weights = dict(model.named_parameters())
-    embeddings = {}
-    if wanted:
-        embeddings = {name: quantize_rtn(weights[name].data, 8, name) for name in embedding_names(model)}
-    tensors: dict[int | None, dict[str, QuantizedTensor]] = {}
-    importance: dict[str, np.ndarray] = {}
-    for bits in sorted(wanted):
-        if bits == 4 and method == "gptq" and calibration:
-            with stage("Quantizing layers with GPTQ", len(names)) as advance:
-                found = quantize_gptq(model, calibration.texts, names, embeddings, advance)
-            layers, importance = found.tensors, found.importance
-        else:
-            with stage(f"Rounding layers to {bits} bits", len(names)) as advance:
-                layers = {}
-                for name in names:
-                    layers[name] = quantize_rtn(weights[name].data, bits, name)
-                    advance()
-        tensors[bits] = {**layers, **embeddings}
-    if any(target.k_quant for target in targets) and calibration and not importance:
-        with stage("Measuring the importance of inputs", len(names)) as advance:
-            importance = importance_matrix(model, calibration.texts, names, advance)
-    return tensors, importance
+    if bits == 4 and method == "gptq" and calibration:
+        with stage("Quantizing layers with GPTQ", len(names)) as advance:
+            found = quantize_gptq(model, calibration.texts, names, embeddings, advance)
+        return found.tensors, found.importance
+    with stage(f"Rounding layers to {bits} bits", len(names)) as advance:
+        layers = {}
+        for name in names:
+            layers[name] = quantize_rtn(model.get_parameter(name).data, bits, name)
+            advance()
+    return layers, {}
 
 
 def _write(
@@ -214,8 +284,7 @@ def _write(
     stages: Mapping[Target, Path],
     method: Method,
     calibration: Calibration | None,
-    tensors: Mapping[int | None, Mapping[str, QuantizedTensor]],
-    importance: Mapping[str, np.ndarray],
+    made: _Quantization,
 ) -> dict[Target, Manifest]:
     """Write every target's files and seal them, as yet without verification."""
     manifests = {}
@@ -224,12 +293,14 @@ def _write(
         if any(target.k_quant for target in stages):
             out = next(iter(stages.values())).parent
             with stage("Writing the floats that K-quants are made from"):
-                floats = stack.enter_context(float_source(source, importance, out))
+                floats = stack.enter_context(float_source(source, made.importance, out))
         for target, directory in stages.items():
             with stage(f"Writing {target}"):
-                write_model(source, target, directory, tensors.get(target.bits, {}), floats)
+                write_model(source, target, directory, made.tensors[target], floats)
                 used = _method_of(target, method)
-                lineage = _lineage(source, calibration if used in ("gptq", "k-quant") else None)
+                lineage = _lineage(source, calibration if _calibrates(target, method) else None)
+                if target in made.choices:
+                    lineage["precision_choice"] = made.choices[target]
                 lengths = calibration.reasoning_lengths if calibration else None
                 manifest = make_manifest(source, target, directory, used, lineage, lengths)
                 manifests[target] = seal(directory, manifest)
@@ -316,7 +387,16 @@ def _finish(
     seal(directory, manifest)
     publish(directory, place)
     precision = manifest.precision
-    return Exported(str(target), str(place), precision.method, size, precision.bits_per_weight, parity, limit)
+    return Exported(
+        target=str(target),
+        path=str(place),
+        method=precision.method,
+        bytes=size,
+        bits_per_weight=precision.bits_per_weight,
+        parity=parity,
+        limit_kl=limit,
+        choice=manifest.lineage.get("precision_choice"),
+    )
 
 
 __all__ = ["ExportResult", "Exported", "export"]

@@ -8,7 +8,7 @@ given the other, against the same error (w - q) H (w - q)^T.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from edge_distill_export.grid import (
     from_blocks,
     limits,
     nearest_integers,
+    quantize_rtn,
     round_to_float16,
     to_blocks,
 )
@@ -37,6 +38,7 @@ _COLUMNS = 128  # columns quantized before their errors reach the rest of the ma
 _DAMPING = (0.01, 0.1, 1.0)  # shares of the mean diagonal, each tried when the one before left H singular
 _SHRINKS = (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05)  # of the largest weight, as ends of the grid
 _REFINEMENTS = 2
+_TABLE_ROWS = 8192  # of an embedding at once: each is quantized by itself
 _BEFORE_MLP = (".gate_proj.weight", ".gate_up_proj.weight")
 _SYSTEM_ENTRIES = 1 << 22  # of the linear systems solved at once: 32 MiB in float64
 
@@ -56,10 +58,12 @@ def quantize_gptq(
     names: Sequence[str],
     embeddings: Mapping[str, QuantizedTensor],
     advance: Callable[[], None],
+    high: Collection[str] = (),
 ) -> Quantized:
     """Quantize the layers in `names` to 4 bits, one after the other, each seeing the quantized ones before it.
 
-    `embeddings` are already quantized and stand in from the start. The model's own weights stay as they are.
+    `embeddings` are already quantized and stand in from the start. Layers in `high` are rounded to 8 bits instead,
+    and have no importance. The model's own weights stay as they are.
     """
     result = Quantized({}, {})
     last: dict[str, Any] = {"inputs": None, "hessian": None}
@@ -67,6 +71,10 @@ def quantize_gptq(
     def visit(name: str, weight: torch.Tensor, inputs: list[torch.Tensor]) -> torch.Tensor:
         import torch
 
+        if name in high:
+            result.tensors[name] = quantize_rtn(weight, 8, name)
+            advance()
+            return torch.from_numpy(result.tensors[name].dequantize())
         if name.endswith(_BEFORE_MLP):
             give_back_freed_memory()  # some 110 MB for SmolLM2, just before the most is needed
         if last["inputs"] is not inputs:  # query, key and value share theirs
@@ -79,6 +87,24 @@ def quantize_gptq(
 
     visit_linears(model, texts, names, visit, embeddings)
     return result
+
+
+def quantize_table(model: PreTrainedModel, texts: Sequence[Text], name: str) -> QuantizedTensor:
+    """Embedding or head at 4 bits: for the products with the last hidden states where the head reads it."""
+    import torch
+
+    weight = model.get_parameter(name).detach()
+    hidden: list[torch.Tensor] = []
+    if model.get_output_embeddings().weight.data_ptr() == weight.data_ptr():
+        with torch.inference_mode():
+            for text in texts:
+                found = model.get_decoder()(torch.tensor([text.tokens]), use_cache=False).last_hidden_state[0]
+                hidden.append(found[max(0, text.prompt - 1) :])
+    matrix = second_moment(hidden) if hidden else torch.eye(weight.shape[1])
+    with torch.inference_mode():
+        hessian = Hessian(matrix, name)
+        parts = [quantize_layer(rows, hessian, name) for rows in weight.split(_TABLE_ROWS)]
+    return QuantizedTensor.concatenate(parts)
 
 
 def second_moment(inputs: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from edge_distill_export.checkpoint_files import check_content
+from edge_distill_export.mixed import high_text
 from edge_distill_runtime.bundles.files import open_regular
 from edge_distill_runtime.bundles.gguf_check import kv_layout
 from edge_distill_runtime.bundles.gguf_header import GGUFHeader, read_gguf_header
@@ -255,6 +256,7 @@ def _bundle_facts(manifest: dict[str, Any]) -> list[tuple[str, str]]:
             facts.append((f"parity, {kind}", ", ".join(f"{key} {_number(part.get(key))}" for key in shown)))
     if (limit := _at(manifest["verification"], "limit_kl")) is not None:
         facts.append(("limit of mean KL", _number(limit)))
+    facts += _choice_facts(_at(manifest["lineage"], "precision_choice"))
     source = _at(manifest["lineage"], "checkpoint")
     if isinstance(source, dict):
         facts.append(("made from", f"{source.get('name')} ({source.get('kind')})"))
@@ -267,6 +269,21 @@ def _bundle_facts(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("calibrated on", f"{origin}, {_number(tokens)} tokens"))
     for entry in manifest["files"]:
         facts.append(("file", f"{entry['path']}, {entry['size']:,} bytes, sha256 {entry['sha256']}"))
+    return facts
+
+
+def _choice_facts(choice: Any) -> list[tuple[str, str]]:
+    """Which tensors mixed precision gave 8 bits, and what decided it."""
+    if not isinstance(choice, dict):
+        return []
+    facts = [("8 bits for", high_text(choice))]
+    measured = (
+        f"mean KL {_number(choice.get('deciding_kl'))}, predicted {_number(choice.get('predicted_kl'))}"
+    )
+    facts.append(("chosen by", f"{choice.get('origin')}: {measured}"))
+    others = choice.get("candidates")
+    for other in others if isinstance(others, list) else ():
+        facts.append(("", f"{_at(other, 'origin')}: mean KL {_number(_at(other, 'kl'))}"))
     return facts
 
 

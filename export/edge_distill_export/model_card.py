@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edge_distill_export.mixed import high_text
 from edge_distill_runtime.bundles.manifest import Manifest
 
 
@@ -18,13 +19,15 @@ def write_card(manifest: Manifest, size: int, directory: Path) -> None:
         if (part := check["parity"][kind])
     )
     types = ", ".join(f"{count} x {name}" for name, count in manifest.precision.tensor_types.items())
+    choice = manifest.lineage.get("precision_choice")
+    high = f"\n- 8 bits by measured sensitivity, 4 for the rest: {high_text(choice)}" if choice else ""
     (directory / "README.md").write_text(
         f"""# {manifest.name}
 
 {_METHODS[manifest.precision.method]} from `{manifest.lineage["checkpoint"]["name"]}` ({manifest.architecture},
 {manifest.parameter_count / 1e6:.0f}M parameters) by edge-distill.
 
-- Size: {size / 1e6:.1f} MB, {manifest.precision.bits_per_weight:.2f} bits per weight ({types})
+- Size: {size / 1e6:.1f} MB, {manifest.precision.bits_per_weight:.2f} bits per weight ({types}){high}
 - Context: {manifest.context_length} tokens; a token takes {manifest.kv.bytes_per_token:,} bytes of cache
 
 ## How far it is from the float32 checkpoint

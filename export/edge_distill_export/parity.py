@@ -90,14 +90,21 @@ class References:
 
     def compare(self, backend: Backend, advance: Callable[[], None]) -> Parity:
         """Teacher-force a backend on all texts; the prompts only condition."""
+        with closing(Forcing(backend)) as forcing:
+            return self._compare(lambda text: forcing.logits(text.tokens, text.prompt), advance)
+
+    def compare_model(self, model: PreTrainedModel) -> Parity:
+        """The same for a model in torch: the checkpoint with other weights."""
+        return self._compare(lambda text: [_log_probabilities(model, text).numpy()], lambda: None)
+
+    def _compare(self, logits: Callable[[Text], Iterable[np.ndarray]], advance: Callable[[], None]) -> Parity:
         parts = []
         self._file.seek(0)
-        with closing(Forcing(backend)) as forcing:
-            for text in self._texts:
-                reference = np.empty((len(text.tokens) - text.prompt, self._vocab_size), np.float32)
-                self._file.readinto(reference.data)  # type: ignore[attr-defined]
-                parts.append(_compare(reference, forcing.logits(text.tokens, text.prompt), text))
-                advance()
+        for text in self._texts:
+            reference = np.empty((len(text.tokens) - text.prompt, self._vocab_size), np.float32)
+            self._file.readinto(reference.data)  # type: ignore[attr-defined]
+            parts.append(_compare(reference, logits(text), text))
+            advance()
         return summarize(parts)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +11,10 @@ from edge_distill_export.artifact import Source, kv_layout, prepare
 from edge_distill_export.checkpoint import Checkpoint, read_config
 from edge_distill_export.families import family_of
 from edge_distill_export.kquants import Fallback
+from edge_distill_export.mixed import high_text
+from edge_distill_export.plan_choice import PlannedChoice, planned_choices
 from edge_distill_export.sizes import model_size
-from edge_distill_export.targets import TARGETS, Target, parse_targets
+from edge_distill_export.targets import TARGETS, Target, parse_budgets, parse_size, parse_targets
 from edge_distill_runtime.engines.machine import memory_limit
 from edge_distill_runtime.engines.memory import cache_bytes, needed_memory
 from edge_distill_runtime.errors import EdgeDistillError, InputError
@@ -21,8 +22,6 @@ from edge_distill_runtime.errors import EdgeDistillError, InputError
 if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,9 @@ class PlannedTarget:
     tensors: int
     fallbacks: tuple[FallbackGroup, ...] = ()
     problem: str | None = None
+    eight_bits: dict[str, str] | None = None
+    """Of mixed precision, which layers of which role have 8 bits; None without sensitivities."""
+    predicted_kl: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,15 +102,21 @@ def plan(
     to: Annotated[list[str] | None, "A target such as gguf:q4_0; may be repeated; by default all"] = None,
     context: Annotated[int | None, "Most tokens of prompt and answer; by default 2048 or the model's"] = None,
     ram: Annotated[str | None, "Memory of the device, e.g. 256MB; by default this process's"] = None,
+    size: Annotated[list[str] | None, "Budget of gguf:auto and onnx:auto; may be repeated"] = None,
+    sensitivity: Annotated[
+        Path | None, "NAME-sensitivity.json that an export wrote: shows what would be chosen"
+    ] = None,
+    kl: list[float] | None = None,
 ) -> Plan:
     """Predict file size, KV cache, peak memory and fallbacks of every target, without loading weights.
 
     Peak memory is of a fresh process with this runtime that fills the context; see
     `edge_distill_runtime.engines.memory` for the formula.
     """
-    targets = parse_targets(to) if to else tuple(TARGETS.values())
+    targets = parse_targets(to, parse_budgets(size or (), kl or ())) if to else tuple(TARGETS.values())
     memory = memory_limit() if ram is None else parse_size(ram)
     source = _read(checkpoint, context)
+    choices = planned_choices(source, targets, sensitivity)
     model = source.checkpoint.model
     parameters = sum(weight.numel() for weight in model.parameters())
     tokenizer = source.checkpoint.tokenizer.backend_tokenizer
@@ -119,21 +127,11 @@ def plan(
         parameters=parameters,
         context_length=source.context_length,
         memory=memory,
-        targets=tuple(_plan(source, target, parameters, tokenizer_bytes, memory) for target in targets),
+        targets=tuple(
+            _plan(source, target, parameters, tokenizer_bytes, memory, choices.get(target))
+            for target in targets
+        ),
     )
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as 256MB (10**6) or 1.5GiB (2**30); raises `InputError` for anything else."""
-    match = _SIZE.fullmatch(text.strip())
-    size = 0
-    if match:
-        number, prefix, binary = match.groups()
-        base = 1024 if binary else 1000
-        size = int(float(number) * base ** ("kmgt".index(prefix.lower()) + 1 if prefix else 0))
-    if size < 1 or (match and match[3] and not match[2]):
-        raise InputError("bad-size", f"{text!r} is no size of memory", "give e.g. 256MB, 512MiB or 1.5GB")
-    return size
 
 
 def _read(reference: str, context: int | None) -> Source:
@@ -181,13 +179,20 @@ def _shapes(config: PretrainedConfig, path: Path) -> PreTrainedModel:
 
 
 def _plan(
-    source: Source, target: Target, parameters: int, tokenizer_bytes: int, memory: int | None
+    source: Source,
+    target: Target,
+    parameters: int,
+    tokenizer_bytes: int,
+    memory: int | None,
+    choice: PlannedChoice | None,
 ) -> PlannedTarget:
     layout = kv_layout(source, target)
     cache = layout.bytes_per_token * source.context_length
     tensors = len(list(source.checkpoint.model.parameters()))
     try:
-        size = model_size(source, target)
+        size = model_size(source, target, choice.high if choice else ())
+        if choice and choice.problem:
+            raise InputError("budget-too-small", choice.problem, "give a larger --size")
     except InputError as exc:
         return PlannedTarget(str(target), None, None, cache, None, False, tensors, problem=str(exc))
     peak = size.copied_bytes + needed_memory(
@@ -206,6 +211,8 @@ def _plan(
         fits=memory is None or peak <= memory,
         tensors=tensors,
         fallbacks=_grouped(size.fallbacks),
+        eight_bits=choice.eight_bits if choice else None,
+        predicted_kl=choice.predicted_kl if choice else None,
     )
 
 
@@ -220,6 +227,11 @@ def _remarks(target: PlannedTarget) -> list[str]:
     """Lines below the table: why a target is impossible, or what falls back in it."""
     if target.problem:
         return [f"{target.target} is impossible: {target.problem}"]
+    if target.eight_bits is not None:
+        return [
+            f"{target.target}: 8 bits for {high_text({'eight_bits': target.eight_bits})}; "
+            f"predicted mean KL {target.predicted_kl:.4f}"
+        ]
     if not target.fallbacks:
         return []
     count = sum(len(group.tensors) for group in target.fallbacks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from edge_distill_export.artifact import Source
@@ -38,14 +38,27 @@ class ModelSize:
     fallbacks: tuple[Fallback, ...] = ()
 
 
-def model_size(source: Source, target: Target) -> ModelSize:
-    """Predict the file; raises `InputError` where the export to this target would."""
-    if target.bits:
+def model_size(source: Source, target: Target, high: Collection[str] = ()) -> ModelSize:
+    """Predict the file; raises `InputError` where the export to this target would.
+
+    With mixed precision the tensors in `high` have 8 bits, all other linear layers, embedding and head 4.
+    """
+    if target.bits or target.budget:
         _check_rows(source)
-    return _gguf_size(source, target) if target.format == "gguf" else _onnx_size(source, target)
+    bits = _bits(source, target, high)
+    return _gguf_size(source, target, bits) if target.format == "gguf" else _onnx_size(source, target, bits)
 
 
-def _quantizable(source: Source) -> list[str]:
+def _bits(source: Source, target: Target, high: Collection[str]) -> dict[str, int]:
+    """Bits of the tensors that lie on the grid, by parameter name."""
+    if target.budget:
+        return {name: 8 if name in high else 4 for name in quantizable(source)}
+    if not target.bits:
+        return {}
+    return {name: 8 if name in (EMBEDDING, HEAD) else target.bits for name in quantizable(source)}
+
+
+def quantizable(source: Source) -> list[str]:
     """The parameters that go onto the grid: linear layers, embedding and head."""
     checkpoint = source.checkpoint
     return [*linear_names(checkpoint.config), *embedding_names(checkpoint.model)]
@@ -53,7 +66,7 @@ def _quantizable(source: Source) -> list[str]:
 
 def _check_rows(source: Source) -> None:
     parameters = dict(source.checkpoint.model.named_parameters())
-    for name in _quantizable(source):
+    for name in quantizable(source):
         columns = parameters[name].shape[1]
         if columns % BLOCK_SIZE:
             raise InputError(
@@ -63,7 +76,7 @@ def _check_rows(source: Source) -> None:
             )
 
 
-def _gguf_size(source: Source, target: Target) -> ModelSize:
+def _gguf_size(source: Source, target: Target, bits: Mapping[str, int]) -> ModelSize:
     checkpoint = source.checkpoint
     check_gguf(checkpoint.config, source.context_length)
     shapes = tensor_shapes(checkpoint.model)
@@ -74,21 +87,21 @@ def _gguf_size(source: Source, target: Target) -> ModelSize:
         types = predict_types(shapes, target.precision)  # type: ignore[arg-type]
         fallbacks = tuple(predict_fallbacks(shapes, target.precision))  # type: ignore[arg-type]
     else:
-        types = _grid_types(source, target, shapes)
+        types = _grid_types(source, bits, shapes)
     sizes = {name: tensor_bytes(types[name], shape) for name, shape in shapes.items()}
     padded = sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values())
     file_bytes = padded + _gguf_header_bytes(vocabulary, shapes)
     return ModelSize(file_bytes, sum(sizes.values()), 0, fallbacks)
 
 
-def _grid_types(source: Source, target: Target, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+def _grid_types(
+    source: Source, bits: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, str]:
     """GGUF types by GGUF name, as `write_gguf` chooses them."""
     types = {name: "F16" if len(shape) > 1 else "F32" for name, shape in shapes.items()}
-    if target.bits:
-        name_of = gguf_names(source.checkpoint.config)
-        for name in _quantizable(source):
-            small = target.bits == 4 and name not in (EMBEDDING, HEAD)
-            types[str(name_of(name))] = "Q4_0" if small else "Q8_0"
+    name_of = gguf_names(source.checkpoint.config)
+    for name, count in bits.items():
+        types[str(name_of(name))] = "Q4_0" if count == 4 else "Q8_0"
     return types
 
 
@@ -107,7 +120,7 @@ def _gguf_header_bytes(vocabulary: Vocabulary, shapes: Mapping[str, tuple[int, .
     return _GGUF_KEYS + strings + numbers + table
 
 
-def _onnx_size(source: Source, target: Target) -> ModelSize:
+def _onnx_size(source: Source, target: Target, bits: Mapping[str, int]) -> ModelSize:
     """MatMulNBits: packed integers and a float32 scale for 32 of them; all else is float32."""
     checkpoint, config = source.checkpoint, source.checkpoint.config
     settings = builder_config(checkpoint, source.context_length)
@@ -116,12 +129,11 @@ def _onnx_size(source: Source, target: Target) -> ModelSize:
         table for kind in kinds for table in rotary_tables(checkpoint.model, source.context_length, kind)
     ]
     data = 4 * sum(table.numel() for table in tables)
-    on_grid = set(_quantizable(source)) if target.bits else set()
     sizes = {}
     for name, parameter in checkpoint.model.named_parameters():
-        bits = 8 if name in (EMBEDDING, HEAD) else target.bits
         count = parameter.numel()
-        sizes[name] = count * (bits or 0) // 8 + count // BLOCK_SIZE * 4 if name in on_grid else 4 * count
+        on_grid = name in bits
+        sizes[name] = count * bits[name] // 8 + count // BLOCK_SIZE * 4 if on_grid else 4 * count
     data += sum(sizes.values())
     # A tied embedding is looked up as it is, and multiplied with in the order of the kernels.
     copied = sizes[EMBEDDING] if HEAD not in sizes else 0
@@ -129,4 +141,4 @@ def _onnx_size(source: Source, target: Target) -> ModelSize:
     return ModelSize(data + graph, data, copied)
 
 
-__all__ = ["ModelSize", "model_size", "tensor_bytes"]
+__all__ = ["ModelSize", "model_size", "quantizable", "tensor_bytes"]
