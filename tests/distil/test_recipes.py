@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from edge_distill.distil.distill import distill
 from edge_distill.distil.recipe import load_recipe
-from edge_distill.distil.reward_model import load_reward_model
+from edge_distill.distil.reward_model import load_reward_model, with_reward_head
 from edge_distill_export.checkpoint import load_checkpoint
 from tests.distil.sums import pair_lines, sums, write
-from tests.random_models import save_checkpoint, variant_named
+from tests.random_models import random_checkpoint, save_checkpoint, variant_named
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ALL = sorted(RECIPES.rglob("*.yaml"))
@@ -54,9 +55,23 @@ def test_trains(path: Path, tmp_path: Path) -> None:
         overrides += [f"teacher.cache={tmp_path / 'cache'}"] if recipe.teacher.cache else []
     if recipe.on_policy:
         overrides += ["on_policy.max_tokens=8"]
+    if recipe.expert_iteration:
+        save_reward_model(tmp_path / "reward")
+        problems = [json.dumps({"problem": f"What is {n} + 1?", "answer": str(n + 1)}) for n in range(40)]
+        (tmp_path / "problems.jsonl").write_text("\n".join(problems), "utf-8")
+        small = {"problems": f"[{tmp_path / 'problems.jsonl'}]", "reward_model": str(tmp_path / "reward")}
+        small |= {"rounds": "1", "count": "4", "held_out": "2", "samples": "2", "max_tokens": "8"}
+        overrides += [f"expert_iteration.{key}={value}" for key, value in small.items()]
     result = distill(path, overrides)
     assert result.steps == 2
     if recipe.reward_model:
         load_reward_model(tmp_path / "run" / "student")
     else:
         load_checkpoint(tmp_path / "run" / "student")
+
+
+def save_reward_model(folder: Path) -> None:
+    """One with a random head."""
+    model, tokenizer = random_checkpoint(STUDENT)
+    with_reward_head(model, seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
