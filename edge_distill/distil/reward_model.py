@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_distill.distil.dataset import solution_of
+from edge_distill.distil.kinds import LENGTHS
 from edge_distill.distil.spans import Example, Solution, Step, collate, make_example
 from edge_distill.traces.trace import Trace
 from edge_distill_export.calibration import Style
@@ -109,7 +110,8 @@ class RewardModel:
         scores: list[list[float]] = [[] for _ in examples]
         for start in range(0, len(order), _BATCH):
             chosen = order[start : start + _BATCH]
-            batch = collate([examples[index] for index in chosen], self._tokenizer.pad_token_id or 0)
+            padding = self._tokenizer.pad_token_id or 0
+            batch = collate([examples[index] for index in chosen], padding, multiple=LENGTHS)
             names = ("input_ids", "attention_mask", "position_ids")
             texts = {name: batch[name].to(self._model.device) for name in names}
             with torch.no_grad():
@@ -152,6 +154,7 @@ def load_reward_model(folder: Path) -> RewardModel:
     if any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
         raise InputError("incomplete-reward-model", f"{folder} lacks weights", "train it again")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     return RewardModel(_name(folder), model, tokenizer, style_of(tokenizer), config.max_position_embeddings)
 
 

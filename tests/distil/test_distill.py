@@ -6,14 +6,15 @@ import json
 import math
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -25,22 +26,37 @@ from edge_distill.distil.kinds import ANSWER, PROMPT, REASONING
 from edge_distill.distil.losses import distillation_loss
 from edge_distill.distil.on_policy import Writing, example_of_own
 from edge_distill.distil.preferences import load_pairs
+from edge_distill.distil.qat import grid_tensors, quantize_aware
 from edge_distill.distil.recipe import Recipe, load_recipe, to_yaml
 from edge_distill.distil.snapshots import last_complete, mark_complete
 from edge_distill.distil.spans import Example, collate
 from edge_distill.distil.trainer import TrainingFailed
 from edge_distill.traces.trace import Trace, make_trace
+from edge_distill_export import export
 from edge_distill_export.artifact import prepare
+from edge_distill_export.blocks import unpack_q4_0
 from edge_distill_export.checkpoint import load_checkpoint
+from edge_distill_export.export import ExportResult
 from edge_distill_export.families import linear_names
 from edge_distill_export.grid import quantize_rtn
 from edge_distill_runtime.errors import InputError
 from edge_distill_runtime.text.chat import ReasoningMarkers
+from tests.distil.killing import has_step, kill_when
 from tests.distil.sums import pair_lines, sums, write
+from tests.export.gguf_files import tensor_bytes
 from tests.random_models import save_checkpoint, variant_named
 from tests.random_tokenizers import random_tokenizer
 
 STUDENT = variant_named("llama-tied-gqa")
+GGUF_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 
 
 @pytest.fixture
@@ -140,11 +156,9 @@ class TestResume:
         recipe = recipe_in(folder, out=str(folder / "killed"), training=settings)
         path = folder / "recipe.yaml"
         path.write_text(to_yaml(recipe), "utf-8")
-        for kill in range(10):
-            process = start(path)
-            wait_for_step(process, folder / "killed" / "metrics.jsonl", 2 + kill * 3)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        metrics = folder / "killed" / "metrics.jsonl"
+        for step in range(2, 32, 3):
+            kill_when(path, partial(has_step, metrics, step))
         assert not (folder / "killed" / "student").exists()
         result = distill(path)
         assert result.resumed_from > 0
@@ -177,21 +191,6 @@ class TestResume:
         with pytest.raises(InputError, match="another recipe"):
             train(recipe_in(folder, training={"learning_rate": 2e-3}))
         assert train(recipe_in(folder, training={"learning_rate": 2e-3}), restart=True).resumed_from == 0
-
-
-def start(recipe: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "edge_distill", "distill", str(recipe)]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
-
-
-def wait_for_step(process: subprocess.Popen[bytes], metrics: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if metrics.exists() and f'"step": {step},' in metrics.read_text("utf-8"):
-            return
-        assert process.poll() is None, "the run ended before it was killed"
-        time.sleep(0.01)
-    raise AssertionError(f"step {step} was not reached")
 
 
 def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -242,6 +241,31 @@ class TestGrid:
         for name in linear_names(checkpoint.config):
             weight = parameters[name].detach()
             assert torch.equal(torch.from_numpy(quantize_rtn(weight, 4, name).dequantize()), weight)
+
+    def test_the_exported_file_holds_the_trained_integers(self, folder: Path) -> None:
+        """Every linear tensor of the GGUF file against the grid of the weights behind the last step."""
+        qwen = variant_named("qwen2-tied-gqa")  # a family whose rows libllama does not permute
+        long = replace(qwen, config={**qwen.config, "max_position_embeddings": 1024})
+        model = load_checkpoint(save_checkpoint(folder / "qwen", long)).model
+        names = linear_names(model.config)
+        train(recipe_in(folder, student=str(folder / "qwen"), quantize="int4"))
+        last = last_complete(folder / "run" / "checkpoints")
+        assert last is not None
+        quantize_aware(model, names)
+        loaded = model.load_state_dict(load_file(last / "model.safetensors"), strict=False)
+        assert set(loaded.missing_keys) <= {"lm_head.weight"}
+        result = export(str(folder / "run" / "student"), to=["gguf:q4_0"], out=folder, method="rtn")
+        assert isinstance(result, ExportResult)
+        file = Path(result.bundles[0].path) / "model.gguf"
+        trained = grid_tensors(model)
+        assert sorted(trained) == sorted(names)
+        for name, tensor in trained.items():
+            _, _, layer, part = name.removesuffix(".weight").split(".", 3)
+            packed = tensor_bytes(file, f"blk.{layer}.{GGUF_NAMES[part]}.weight")
+            integers, scales = unpack_q4_0(packed.reshape(len(tensor.integers), -1))
+            np.testing.assert_array_equal(integers, tensor.integers, name)
+            np.testing.assert_array_equal(np.abs(scales), np.abs(tensor.scales), name)
+            assert not (np.signbit(scales) != np.signbit(tensor.scales))[tensor.scales != 0].any()
 
     def test_resumes(self, folder: Path) -> None:
         for out in ("whole", "run"):
@@ -395,6 +419,11 @@ class TestRecipe:
             ("student: a\nout: b\ntraces: [c]\nteacher: {checkpoint: d}\n", "no term of the loss"),
             ("student: a\nout: b\ntraces: [c]\ntraining: {batch_size: 9}\n", "no multiple"),
             ("student: a\nout: b\ntraces: [c]\nloss: {alpha: -1}\n", "alpha"),
+            (
+                "student: a\nout: b\ntraces: [c]\nexpert_iteration: {problems: [d]}\nreward_model: {}\n",
+                "reward_model and expert_iteration exclude",
+            ),
+            ("student: a\nout: b\nexpert_iteration: {problems: []}\n", "problems"),
             ("[1, 2]", "holds list"),
             ("a: &x [1]\nb: *x\n", "aliases"),
             ("a: [", "no YAML"),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+from scipy.stats import binomtest
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from edge_distill.distil.distill import train
@@ -27,7 +29,7 @@ from tests.random_models import save_checkpoint, variant_named
 STUDENT = variant_named("llama-tied-gqa")
 
 
-def trained(folder: Path, **training: object) -> Path:
+def recipe_in(folder: Path, **training: object) -> Recipe:
     save_checkpoint(folder / "student", STUDENT)
     write(folder / "traces.jsonl", sums(32))
     settings = {"batch_size": 8, "micro_batch_size": 4, "precision": "fp32", "device": "cpu", "log_every": 1}
@@ -40,22 +42,46 @@ def trained(folder: Path, **training: object) -> Path:
         "reward_model": {"planted": 0.5},
         "training": {**settings, **training},
     }
-    train(Recipe.model_validate(content))
-    return folder / "run"
+    return Recipe.model_validate(content)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model after two steps; the student that it began with lies beside it."""
-    return trained(tmp_path_factory.mktemp("reward"), steps=2)
+    folder = tmp_path_factory.mktemp("reward")
+    train(recipe_in(folder, steps=2))
+    return folder / "run"
 
 
 def test_learns_and_reports_both_kinds_of_steps(tmp_path: Path) -> None:
-    run = trained(tmp_path, epochs=12, learning_rate=3e-3)
+    result, run = train(recipe_in(tmp_path, epochs=12, learning_rate=3e-3)), tmp_path / "run"
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     validated = [entry for entry in entries if "eval_loss" in entry]
     assert validated[-1]["eval_loss"] < 0.7 * validated[0]["eval_loss"]
-    assert {"eval_accuracy", "eval_accuracy_right", "eval_accuracy_wrong"} <= validated[-1].keys()
+    assert result.step_accuracy is not None
+    assert result.validation is not None
+    # the steps of the traces, counted here: those before a planted mistake are right, it is wrong
+    planted = [plant_mistake(trace, 0.5) for trace in sums(32)]
+    wrong = sum(trace.steps[-1].verdict == "refuted" for trace in planted)
+    counts = {"all": sum(len(trace.steps) for trace in planted), "wrong": wrong}
+    counts["right"] = counts["all"] - wrong
+    assert {name: found.steps for name, found in result.step_accuracy.items()} == counts
+    for name, key in (("all", "accuracy"), ("right", "accuracy_right"), ("wrong", "accuracy_wrong")):
+        found = result.step_accuracy[name]
+        assert found.accuracy.value == pytest.approx(result.validation[f"eval_{key}"])
+        low, high = proportion_confidence(round(found.accuracy.value * found.steps), found.steps)
+        assert (found.accuracy.low, found.accuracy.high) == pytest.approx((low, high))
+    console = Console(record=True, width=120)
+    result.render(console)
+    assert (
+        f"held-out steps, wrong: {result.step_accuracy['wrong'].accuracy.value:.1%}" in console.export_text()
+    )
+
+
+def proportion_confidence(right: int, items: int) -> tuple[float, float]:
+    """Wilson's interval as scipy has it."""
+    interval = binomtest(right, items).proportion_ci(0.95, "wilson")
+    return interval.low, interval.high
 
 
 def test_scores_are_those_of_transformers(run: Path) -> None:
