@@ -145,7 +145,7 @@ def demo(
         max_tokens=_BUDGET + 32,
         at_once=_AT_ONCE,
     )
-    fresh = init_student(teacher, out=out / "fresh", fresh=True, layers=2, hidden=64, ffn=192)
+    fresh = init_student(teacher, out=out / "fresh", fresh=True, layers=3, hidden=64, ffn=96)
     distilled = train(
         recipe(
             "student",
