@@ -18,6 +18,7 @@ from edge_distill.distil.recipe import Recipe
 from edge_distill.distil.reward_model import load_reward_model
 from edge_distill.distil.reward_training import judged, plant_mistake
 from edge_distill.distil.spans import Step, StepSpan
+from edge_distill.traces.selection import open_scorer
 from edge_distill.traces.stats import summarize
 from edge_distill.traces.trace import Verdict, make_trace, read_traces
 from edge_distill.traces.writing import traces as traces_verb
@@ -167,3 +168,5 @@ def test_a_student_is_no_reward_model(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "student", STUDENT)
     with pytest.raises(InputError, match="is no reward model"):
         load_reward_model(tmp_path / "student")
+    with pytest.raises(InputError, match="is no reward model"):
+        open_scorer(f"prm:{tmp_path / 'student'}")

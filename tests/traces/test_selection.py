@@ -15,10 +15,12 @@ from edge_distill.traces.selection import best_of_n, open_scorer, weighted_vote
 from edge_distill.traces.self_consistency import choose, with_votes
 from edge_distill.traces.stats import summarize
 from edge_distill.traces.steps import annotate
+from edge_distill.traces.teachers.teacher import Request, Written
 from edge_distill.traces.trace import Trace, make_trace, read_traces
 from edge_distill.traces.ways import Way
 from edge_distill.traces.writing import Part, write_traces
 from edge_distill_runtime.errors import InputError
+from tests.traces.adders import Scripted, addition
 from tests.traces.small_teachers import ErringTeacher, sums
 
 
@@ -156,12 +158,30 @@ def test_a_scorer_chooses_among_the_samples_of_a_run(tmp_path: Path) -> None:
     assert all("scorer" not in trace.sampling and "score" not in trace.notes for trace in plain)
 
 
+def test_a_scorer_of_a_tree_chooses_among_trees_too(tmp_path: Path) -> None:
+    def answer(request: Request) -> Written:
+        return Written("1 + 2 = 3", r"\boxed{3}", "stop", 5)
+
+    out = tmp_path / "traces.jsonl"
+    way = Way("tree", samples=2, scorer=CheckerOfAnswers({"3": 0.7}))
+    write_traces([Part("additions", [addition(1, 2)], way)], Scripted(answer), out, tries=1)
+    (trace,) = read_traces(out)
+    assert (trace.sampling["elicitation"], trace.sampling["scorer"]) == ("tree", "prm:00000000")
+    assert (trace.notes["score"], trace.notes["value"]) == (0.7, 1.0)
+
+
+def test_only_trees_take_the_teacher_as_scorer(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="grows no tree"):
+        Way(scorer="teacher").check(ErringTeacher())
+    Way(scorer=CheckerOfAnswers({})).check(ErringTeacher())
+
+
 def test_the_verbs_option(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     path.write_text(json.dumps({"problem": "p", "reasoning": "r", "answer": "1"}) + "\n")
     assert open_scorer("checker") == "checker"
-    for spec in ("prm:", "nobody", f"prm:{tmp_path / 'nothing'}"):
-        with pytest.raises(InputError):
+    for spec in ("prm:", "nobody", "PRM:x"):
+        with pytest.raises(InputError, match="there is no scorer"):
             open_scorer(spec)
     with pytest.raises(InputError, match="scores no whole sample"):
         summarize(path, scorer="checker")
