@@ -25,7 +25,7 @@ from edge_distill_runtime.errors import InputError
 _HELD_BACK = 6  # every so many of the user's traces decides
 _DECIDING_TOKENS = 2000  # of reasoning and answers, at most
 _CONFIRMED = 3  # candidates of the search
-_HOPELESS = 1.5  # rules predicted to lose so many times more than the search are not measured
+_HOPELESS = 1.5  # what is predicted to lose so many times more than the best is not measured
 _KL_ROUNDS = 5
 _KL_MARGIN = 0.95  # of a wanted KL divergence: other text deviates
 
@@ -124,10 +124,14 @@ class Chooser:
         return {**self._low, **raised}
 
     def candidates(self, room: int) -> list[Choice]:
-        """The best predicted choices of the search, and every rule that is not hopeless."""
+        """The best predicted choices of the search, and every rule or other choice that is not hopeless."""
         found, by_rule = candidates(self._costs, room, self._tables)
         best = self._costs.predicted(found[0].high)
-        hopeful = [rule for rule in by_rule if self._costs.predicted(rule.high) <= _HOPELESS * best]
+        hopeful = [
+            choice
+            for choice in (*by_rule, *found[_CONFIRMED:])
+            if self._costs.predicted(choice.high) <= _HOPELESS * best
+        ]
         return list({choice.high: choice for choice in (*hopeful, *found[:_CONFIRMED])}.values())
 
     def _best(self, room: int) -> tuple[Choice, list[Choice]]:

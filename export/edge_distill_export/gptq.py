@@ -39,6 +39,7 @@ _DAMPING = (0.01, 0.1, 1.0)  # shares of the mean diagonal, each tried when the 
 _SHRINKS = (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05)  # of the largest weight, as ends of the grid
 _REFINEMENTS = 2
 _TABLE_ROWS = 8192  # of an embedding at once: each is quantized by itself
+_TABLE_TEXTS = 20  # whose last hidden states a head is fitted to
 _BEFORE_MLP = (".gate_proj.weight", ".gate_up_proj.weight")
 _SYSTEM_ENTRIES = 1 << 22  # of the linear systems solved at once: 32 MiB in float64
 
@@ -97,7 +98,7 @@ def quantize_table(model: PreTrainedModel, texts: Sequence[Text], name: str) -> 
     hidden: list[torch.Tensor] = []
     if model.get_output_embeddings().weight.data_ptr() == weight.data_ptr():
         with torch.inference_mode():
-            for text in texts:
+            for text in texts[:: -(-len(texts) // _TABLE_TEXTS)]:
                 found = model.get_decoder()(torch.tensor([text.tokens]), use_cache=False).last_hidden_state[0]
                 hidden.append(found[max(0, text.prompt - 1) :])
     matrix = second_moment(hidden) if hidden else torch.eye(weight.shape[1])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,11 @@ class Costs:
     matrix: np.ndarray
     """float64 [names, names]: predicted KL divergence of sets of tensors at 4 bits."""
 
+    @cached_property
+    def diagonal(self) -> np.ndarray:
+        """float64 [names]: of each tensor alone."""
+        return self.matrix.diagonal().copy()
+
     def predicted(self, high: Collection[str]) -> float:
         """Mean KL divergence in nats a token."""
         low = np.array([name not in high for name in self.names], float)
@@ -62,97 +68,128 @@ def search(costs: Costs, room: int, start: Collection[str] = ()) -> Choice:
 
     `start` has 8 bits at first; exchanges may take them away. The same input gives the same choice.
     """
-    low = np.array([name not in start for name in costs.names])
     if room < costs.spent(start):
         raise ValueError(f"the start takes {costs.spent(start) - room} bytes more than there are")
-    low = _filled(costs, low, room)
+    state = _State.of(costs, room, start)
+    state.fill()
     for _ in range(_ROUNDS):
-        better = _swapped(costs, low, room)
-        if better is None:
-            better = _exchanged(costs, low, room)
+        better = _swapped(state) or _exchanged(state)
         if better is None:
             break
-        low = better
+        state = better
     return Choice(
-        "search", frozenset(name for name, is_low in zip(costs.names, low, strict=True) if not is_low)
+        "search", frozenset(name for name, low in zip(costs.names, state.low, strict=True) if not low)
     )
 
 
-def _left(costs: Costs, low: np.ndarray, room: int) -> int:
-    return room - int(costs.extra[~low].sum())
+@dataclass
+class _State:
+    """A choice on the way, with what changes when one tensor more is raised or lowered."""
+
+    costs: Costs
+    low: np.ndarray
+    """bool [names]: which have 4 bits."""
+    field: np.ndarray
+    """M e, kept up to date."""
+    left: int
+    loss: float
+
+    @classmethod
+    def of(cls, costs: Costs, room: int, high: Collection[str]) -> _State:
+        low = np.array([name not in high for name in costs.names])
+        field = costs.matrix @ low
+        return cls(costs, low, field, room - costs.spent(high), float(low @ field))
+
+    def copy(self) -> _State:
+        return replace(self, low=self.low.copy(), field=self.field.copy())
+
+    def savings(self) -> np.ndarray:
+        """Loss saved by raising each low tensor: e'Me - (e - u)'M(e - u) = 2 u'Me - u'Mu."""
+        return 2 * self.field - self.costs.diagonal
+
+    def losses(self) -> np.ndarray:
+        """Loss added by lowering each high tensor."""
+        return 2 * self.field + self.costs.diagonal
+
+    def flip(self, index: int) -> None:
+        """Raise a low tensor, lower a high one."""
+        sign = -1 if self.low[index] else 1
+        self.loss += float(sign * 2 * self.field[index] + self.costs.diagonal[index])
+        self.field = self.field + sign * self.costs.matrix[index]
+        self.left -= -sign * int(self.costs.extra[index])
+        self.low[index] = sign > 0
+
+    def fill(self) -> None:
+        """Raise tensors while one fits and helps."""
+        while True:
+            saved = np.where(self.low & (self.costs.extra <= self.left), self.savings(), 0.0)
+            if saved.max(initial=0.0) <= 0:
+                return
+            self.flip(int((saved / self.costs.extra).argmax()))
 
 
-def _loss(costs: Costs, low: np.ndarray) -> float:
-    return float(low @ costs.matrix @ low)
-
-
-def _filled(costs: Costs, low: np.ndarray, room: int) -> np.ndarray:
-    """Raise tensors while one fits and helps."""
-    low = low.copy()
-    while True:
-        fits = low & (costs.extra <= _left(costs, low, room))
-        saved = np.where(fits, _savings(costs, low), 0.0)
-        if saved.max(initial=0.0) <= 0:
-            return low
-        low[int((saved / costs.extra).argmax())] = False
-
-
-def _savings(costs: Costs, low: np.ndarray) -> np.ndarray:
-    """Loss saved by raising each low tensor: e'Me - (e - u)'M(e - u) = 2 u'Me - u'Mu."""
-    return 2 * costs.matrix @ low - costs.matrix.diagonal()
-
-
-def _losses(costs: Costs, low: np.ndarray) -> np.ndarray:
-    """Loss added by lowering each high tensor."""
-    return 2 * costs.matrix @ low + costs.matrix.diagonal()
-
-
-def _swapped(costs: Costs, low: np.ndarray, room: int) -> np.ndarray | None:
+def _swapped(state: _State) -> _State | None:
     """One raised and one lowered, the pair that saves most, and what then fits; None where no pair saves."""
-    saved = _savings(costs, low)[:, None] - _losses(costs, low)[None, :] + 2 * costs.matrix
-    fits = costs.extra[:, None] - costs.extra[None, :] <= _left(costs, low, room)
-    saved = np.where(low[:, None] & ~low[None, :] & fits, saved, 0.0)
-    if saved.max(initial=0.0) <= _LEAST_GAIN * _loss(costs, low):
+    costs = state.costs
+    saved = state.savings()[:, None] - state.losses()[None, :] + 2 * costs.matrix
+    fits = costs.extra[:, None] - costs.extra[None, :] <= state.left
+    saved = np.where(state.low[:, None] & ~state.low[None, :] & fits, saved, 0.0)
+    if saved.max(initial=0.0) <= _LEAST_GAIN * abs(state.loss):
         return None
     up, down = np.unravel_index(int(saved.argmax()), saved.shape)
-    changed = low.copy()
-    changed[up], changed[down] = False, True
-    return _filled(costs, changed, room)
+    changed = state.copy()
+    changed.flip(int(up))
+    changed.flip(int(down))
+    changed.fill()
+    return changed
 
 
-def _exchanged(costs: Costs, low: np.ndarray, room: int) -> np.ndarray | None:
+def _exchanged(state: _State) -> _State | None:
     """One large raised at the price of several small, or one lowered for several; None where neither saves."""
-    best, least = None, _loss(costs, low) * (1 - _LEAST_GAIN)
-    for index in range(len(low)):
-        changed = low.copy()
-        changed[index] = not low[index]
-        while _left(costs, changed, room) < 0:
-            prices = np.where(changed, np.inf, _losses(costs, changed) / costs.extra)
+    best, least = None, state.loss - _LEAST_GAIN * abs(state.loss)
+    for index in range(len(state.low)):
+        changed = state.copy()
+        changed.flip(index)
+        while changed.left < 0:
+            prices = np.where(changed.low, np.inf, changed.losses() / state.costs.extra)
             prices[index] = np.inf
-            if np.isinf(prices).all():
+            cheapest = int(prices.argmin())
+            if np.isinf(prices[cheapest]):
                 break
-            changed[int(prices.argmin())] = True
-        if _left(costs, changed, room) < 0:
+            changed.flip(cheapest)
+        if changed.left < 0:
             continue
-        changed = _filled(costs, changed, room)
-        if (loss := _loss(costs, changed)) < least:
-            best, least = changed, loss
+        changed.fill()
+        if changed.loss < least:
+            best, least = changed, changed.loss
     return best
 
 
 def candidates(costs: Costs, room: int, tables: Sequence[str]) -> tuple[list[Choice], list[Choice]]:
     """What the search finds from several starts, the best predicted first, and the rules.
 
-    `tables`, embedding and head, have 8 bits in the rules as far as they fit; the search may lower them.
+    `tables`, embedding and head, have 8 bits in the rules and in one result of the search as far as they fit: text
+    with other words than the calibration's may need them more than predicted.
     """
     fixed: list[str] = []
     for name in tables:
         if costs.spent([*fixed, name]) <= room:
             fixed.append(name)
     by_rule = rules(costs, room, fixed)
-    starts = [frozenset[str](), frozenset(fixed), *(rule.high for rule in by_rule)]
-    found = list(dict.fromkeys(search(costs, room, start) for start in starts))
+    best = min(by_rule, key=lambda rule: costs.predicted(rule.high))
+    starts = [frozenset[str](), frozenset(fixed), best.high]
+    found = list(
+        dict.fromkeys([*(search(costs, room, start) for start in starts), _with(costs, room, fixed)])
+    )
     return sorted(found, key=lambda choice: costs.predicted(choice.high)), by_rule
+
+
+def _with(costs: Costs, room: int, fixed: Collection[str]) -> Choice:
+    """The search among the others, with 8 bits for `fixed`."""
+    keep = [index for index, name in enumerate(costs.names) if name not in fixed]
+    names = tuple(costs.names[index] for index in keep)
+    others = Costs(names, costs.extra[keep], costs.matrix[np.ix_(keep, keep)])
+    return Choice("search", search(others, room - costs.spent(fixed)).high | frozenset(fixed))
 
 
 def cheapest(costs: Costs, kl: float) -> Choice:
