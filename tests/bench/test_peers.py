@@ -198,7 +198,7 @@ def test_clock_is_read_once_a_token() -> None:
                 if on_token(number):
                     return
 
-    slow = Slow()
+    slow: Any = Slow()
     assert protocol.stamps(slow, [1], 4, lambda: slow.now) == [0.0, 2.0, 2.5, 3.0, 3.5]
     slow.generate = lambda tokens, count, on_token: on_token(1)
     with pytest.raises(RuntimeError, match="slow gave 1 of 2 tokens"):
