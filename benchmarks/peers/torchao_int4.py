@@ -20,11 +20,13 @@ class TorchAo(Transformers):
     precision = "int4"
 
     def __init__(self, options: argparse.Namespace, context: int) -> None:
-        from torchao.quantization import Int4WeightOnlyConfig, quantize_
+        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+        from torchao.quantization import quantize_
 
         super().__init__(options, context)
-        # the packing that torch's int4 kernels for CPUs read
-        quantize_(self.model, Int4WeightOnlyConfig(group_size=32, int4_packing_format="opaque"))
+        # the packing that torch's int4 kernels for CPUs read; the stable configuration has those of GPUs alone
+        how = PrototypeInt4WeightOnlyConfig(group_size=32, set_inductor_config=False)
+        quantize_(self.model, how)
 
     def size(self) -> int:
         from torchao.utils import get_model_size_in_bytes
