@@ -16,7 +16,6 @@ from edge_distill_export.bundle import publish, staged
 from edge_distill_export.checkpoint import Checkpoint, load_checkpoint
 from edge_distill_export.families import linear_names
 from edge_distill_export.progress import stage
-from edge_distill_runtime.bundles.files import sha256_of
 from edge_distill_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def prepare_folder(recipe: Recipe, restart: bool) -> None:
             f"{out / STUDENT} is there already",
             "choose another out=FOLDER, or train again with --restart",
         )
-    if (out / RECIPE).exists() and (out / RECIPE).read_text("utf-8") != text:
+    if (out / RECIPE).exists() and load_recipe(out / RECIPE) != recipe:
         raise InputError(
             "other-recipe",
             f"{out} holds a run by another recipe",
@@ -131,7 +130,8 @@ def _run(recipe: Recipe, source: Source, material: Material, arguments: Training
         step_accuracy=_step_accuracy(recipe, material, validated),
     )
     if trainer.is_world_process_zero():
-        _save(recipe, source.checkpoint, trainer.accelerator.unwrap_model(trainer.model), distilled)
+        student = trainer.accelerator.unwrap_model(trainer.model)
+        _save(recipe, source.checkpoint, student, distilled, material.hashes)
     trainer.accelerator.wait_for_everyone()
     return distilled
 
@@ -148,7 +148,9 @@ def _step_accuracy(
     return step_accuracies(material.validation.examples, validated)
 
 
-def _save(recipe: Recipe, checkpoint: Checkpoint, model: Any, distilled: Distilled) -> None:
+def _save(
+    recipe: Recipe, checkpoint: Checkpoint, model: Any, distilled: Distilled, hashes: dict[str, str]
+) -> None:
     """Put the student into its place, whole; float32, adapters merged, the grid's weights exactly on the grid."""
     import torch
 
@@ -161,16 +163,18 @@ def _save(recipe: Recipe, checkpoint: Checkpoint, model: Any, distilled: Distill
             bake(model)
         model.to(torch.float32).save_pretrained(directory)
         checkpoint.tokenizer.save_pretrained(directory)
-        put_student(directory, recipe, distilled, checkpoint.lineage)
+        put_student(directory, recipe, distilled, checkpoint.lineage, hashes)
 
 
-def put_student(directory: Path, recipe: Recipe, distilled: Distilled, lineage: dict[str, Any]) -> None:
+def put_student(
+    directory: Path, recipe: Recipe, distilled: Distilled, lineage: dict[str, Any], hashes: dict[str, str]
+) -> None:
     """Add where a staged student comes from, and move it to its place; `lineage` is that of its beginning."""
     content = {
         **distilled.to_dict(),
         "path": STUDENT,
         "student": lineage,
-        "traces": {str(path): sha256_of(path)[1] for path in recipe.files},
+        "traces": hashes,
         "quantize": recipe.quantize,
     }
     (directory / LINEAGE).write_text(json.dumps(content, indent=2), "utf-8")

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_distill.distil.distill import CHECKPOINTS, LINEAGE, STUDENT, prepare_folder, put_student, train
+from edge_distill.distil.modes import file_hashes
 from edge_distill.distil.recipe import ExpertIterationSection, Recipe
 from edge_distill.distil.result import Distilled, Round
 from edge_distill.traces.selection import TraceScorer
@@ -189,7 +190,7 @@ def _finish(
     )
     with stage("Writing the student"), staged(recipe.out / STUDENT) as directory:
         shutil.copytree(recipe.out / f"round-{rounds[-1].number}" / STUDENT, directory, dirs_exist_ok=True)
-        put_student(directory, recipe, distilled, trained[0]["student"])
+        put_student(directory, recipe, distilled, trained[0]["student"], file_hashes(recipe))
     return distilled
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from edge_distill.distil.dataset import Dataset, load_dataset
 from edge_distill.distil.engine import total_steps
 from edge_distill.distil.teacher import LogitsTeacher, open_logits_teacher
 from edge_distill_export.progress import stage
+from edge_distill_runtime.bundles.files import sha256_of
 from edge_distill_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,23 +23,26 @@ if TYPE_CHECKING:
     from edge_distill.distil.trainer import StudentTrainer
     from edge_distill_export.artifact import Source
 
-__all__ = ["Material", "load_material", "make_trainer"]
+__all__ = ["Material", "file_hashes", "load_material", "make_trainer"]
 
 _TIMES = 10  # a run is validated and saved so often by default
 
 
+@dataclass(frozen=True)
 class Material:
     """What a run learns from and is validated on, and whom it follows."""
 
-    def __init__(
-        self, rows: Dataset | Pairs, validation: Dataset | Pairs | None, teacher: LogitsTeacher | None
-    ) -> None:
-        self.rows, self.validation, self.teacher = rows, validation, teacher
+    rows: Dataset | Pairs
+    validation: Dataset | Pairs | None
+    teacher: LogitsTeacher | None
+    hashes: dict[str, str]
+    """SHA-256 of every file that was read, by path."""
 
 
 def load_material(recipe: Recipe, source: Source, arguments: TrainingArguments) -> Material:
     """Read the traces or pairs of a recipe and open its teacher; raises `InputError` when there are too few."""
     with stage("Reading traces"):
+        hashes = file_hashes(recipe)
         rows, validation = _read(recipe, source)
     if len(rows) < recipe.training.batch_size:
         raise InputError(
@@ -45,7 +50,13 @@ def load_material(recipe: Recipe, source: Source, arguments: TrainingArguments) 
             f"{len(rows)} traces are fewer than a batch of {recipe.training.batch_size}",
             "give more traces, or a smaller training.batch_size",
         )
-    return Material(rows, validation, _teacher(recipe, source, rows, validation, arguments))
+    teacher = _teacher(recipe, source, rows, validation, arguments)
+    return Material(rows, validation, teacher, hashes)
+
+
+def file_hashes(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of every file that a recipe names, by its path there; links are followed."""
+    return {str(path): sha256_of(path.resolve())[1] for path in recipe.files}
 
 
 def make_trainer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -439,6 +440,14 @@ class TestRecipe:
 
 
 class TestDataset:
+    def test_linked_files(self, folder: Path) -> None:
+        (folder / "train.jsonl").rename(folder / "elsewhere.jsonl")
+        (folder / "train.jsonl").symlink_to(folder / "elsewhere.jsonl")
+        train(recipe_in(folder, training={"steps": 1}))
+        lineage = json.loads((folder / "run" / "student" / "distill.json").read_text("utf-8"))
+        expected = hashlib.sha256((folder / "elsewhere.jsonl").read_bytes()).hexdigest()
+        assert lineage["traces"][str(folder / "train.jsonl")] == expected
+
     def test_wrong_and_long_traces_are_counted(self, folder: Path) -> None:
         wrong = make_trace("What is 1 + 1?", "1 + 1 = 3", "3", correct=False, seed=0)
         long = make_trace("What is 1 + 1?", "one and one\n" * 200, "2", seed=1)
