@@ -115,6 +115,7 @@ def run(
         int | None, "Tokens of prompt and answer; by default what the bundle was made for"
     ] = None,
     threads: Annotated[int | None, "By default the CPUs that this process may use"] = None,
+    kv_cache: Annotated[str | None, "Precision of keys and values: f16, q8_0 or q4_0 (GGUF)"] = None,
     seed: Annotated[int | None, "Makes sampling repeatable"] = None,
     console: Console | None = None,
 ) -> Answer | VotedAnswer | Conversation:
@@ -129,7 +130,7 @@ def run(
         options["thinking"] = think
     if max_thinking_tokens is not None:
         options["thinking_budget"] = max_thinking_tokens
-    with load(bundle, context=context, threads=threads) as model:
+    with load(bundle, context=context, threads=threads, kv_cache=kv_cache) as model:
         for note in model.notes:
             print(f"note: {_CONTROL.sub('', note)}", file=sys.stderr)
         if text is None:

@@ -62,6 +62,7 @@ def serve(
         int | None, "Tokens of prompt and answer of one request; by default what the bundle was made for"
     ] = None,
     threads: Annotated[int | None, "By default the CPUs that this process may use"] = None,
+    kv_cache: Annotated[str | None, "Precision of keys and values: f16, q8_0 or q4_0 (GGUF)"] = None,
     parallel: Annotated[int, "Requests answered at once; each has memory for a whole context"] = 4,
     max_waiting: Annotated[int, "Requests that may wait for that; more are told to come back (429)"] = 32,
     timeout: Annotated[float, "Most seconds for a request, waiting included"] = 600.0,
@@ -90,7 +91,10 @@ def serve(
             f"{host} can be reached from other computers, and there is no API key",
             f"put a secret into the environment variable {KEY_VARIABLE}, or listen on 127.0.0.1",
         )
-    with _bind(family, address) as listener, _load(bundle, context, threads, parallel) as model:
+    with (
+        _bind(family, address) as listener,
+        _load(bundle, context, threads, parallel, kv_cache) as model,
+    ):
         jobs = Jobs(model, parallel=parallel, max_waiting=max_waiting, timeout=timeout)
         server = uvicorn.Server(
             uvicorn.Config(
@@ -150,7 +154,9 @@ def _bind(family: int, address: Any) -> Iterator[socket.socket]:
         yield listener
 
 
-def _load(bundle: Path, context: int | None, threads: int | None, parallel: int) -> Model:
+def _load(
+    bundle: Path, context: int | None, threads: int | None, parallel: int, kv_cache: str | None
+) -> Model:
     from edge_distill_runtime import load
     from edge_distill_runtime.bundles.manifest import MANIFEST_NAME, read_manifest
 
@@ -161,7 +167,11 @@ def _load(bundle: Path, context: int | None, threads: int | None, parallel: int)
             )
         context = read_manifest(bundle).context_length
     return load(
-        bundle, context=context, threads=threads, backend_options={"cache_tokens": parallel * context}
+        bundle,
+        context=context,
+        threads=threads,
+        backend_options={"cache_tokens": parallel * context},
+        kv_cache=kv_cache,
     )
 
 

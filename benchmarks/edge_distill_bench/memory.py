@@ -20,6 +20,7 @@ from edge_distill_bench.processes import run_module, watch
 from edge_distill_bench.results import MemoryFigures
 from edge_distill_runtime import BackendError
 from edge_distill_runtime.bundles.opening import find
+from edge_distill_runtime.engines.kv_cache import default_token_bytes
 from edge_distill_runtime.engines.memory import cache_bytes, needed_memory
 
 __all__ = ["MemoryResult", "compare_memory", "main"]
@@ -75,7 +76,7 @@ def compare_memory(bundle: Path | str, *, context: int, rounds: int = 1, threads
     check_counts(context=context, rounds=rounds)
     model = find(Path(bundle))
     manifest = model.manifest
-    cache = cache_bytes(manifest.format, manifest.kv.bytes_per_token, context)
+    cache = cache_bytes(manifest.format, default_token_bytes(manifest), context)
     found = [_measure(Path(bundle), context, threads) for _ in range(rounds)]
     seen = [pss for _, pss in found if pss is not None]
     return MemoryResult(

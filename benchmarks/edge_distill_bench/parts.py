@@ -25,6 +25,7 @@ from edge_distill_runtime import InputError, Model, load
 from edge_distill_runtime.bundles.found import DEFAULT_CONTEXT
 from edge_distill_runtime.bundles.manifest import Manifest
 from edge_distill_runtime.bundles.opening import find
+from edge_distill_runtime.engines.kv_cache import default_token_bytes
 from edge_distill_runtime.engines.memory import tokens_that_fit
 from edge_distill_runtime.progress import Advance
 
@@ -168,7 +169,7 @@ def _room(tasks: Tasks, settings: Settings) -> int:
 def _cache_tokens(manifest: Manifest, room: int) -> int:
     """For as many sequences as share a step, but at most half of the memory that is left."""
     wanted = _AT_ONCE * room
-    fitting = tokens_that_fit(manifest.kv.bytes_per_token)
+    fitting = tokens_that_fit(default_token_bytes(manifest))
     return max(room, wanted if fitting is None else min(wanted, fitting // 2))
 
 

@@ -18,6 +18,7 @@ from edge_distill_runtime.bundles.files import open_regular
 from edge_distill_runtime.bundles.gguf_check import kv_layout
 from edge_distill_runtime.bundles.gguf_header import GGUFHeader, read_gguf_header
 from edge_distill_runtime.bundles.manifest import MANIFEST_NAME, Manifest, read_manifest
+from edge_distill_runtime.engines.kv_cache import default_token_bytes
 from edge_distill_runtime.errors import BundleError, InputError
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _inspect_bundle(directory: Path, list_tensors: bool) -> Inspection:
         parameter_count=manifest.parameter_count,
         bits_per_weight=manifest.precision.bits_per_weight,
         context_length=manifest.context_length,
-        kv_bytes_per_token=manifest.kv.bytes_per_token,
+        kv_bytes_per_token=default_token_bytes(manifest),
         manifest=asdict(manifest),
         tensors=found if list_tensors else None,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from edge_distill_export.mixed import high_text
 from edge_distill_runtime.bundles.manifest import Manifest
+from edge_distill_runtime.engines.kv_cache import default_token_bytes
 
 
 def write_card(manifest: Manifest, size: int, directory: Path) -> None:
@@ -28,7 +29,7 @@ def write_card(manifest: Manifest, size: int, directory: Path) -> None:
 {manifest.parameter_count / 1e6:.0f}M parameters) by edge-distill.
 
 - Size: {size / 1e6:.1f} MB, {manifest.precision.bits_per_weight:.2f} bits per weight ({types}){high}
-- Context: {manifest.context_length} tokens; a token takes {manifest.kv.bytes_per_token:,} bytes of cache
+- Context: {manifest.context_length} tokens; a token takes {default_token_bytes(manifest):,} bytes of cache
 
 ## How far it is from the float32 checkpoint
 

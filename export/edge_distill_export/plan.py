@@ -15,6 +15,7 @@ from edge_distill_export.mixed import high_text
 from edge_distill_export.plan_choice import PlannedChoice, planned_choices
 from edge_distill_export.sizes import model_size
 from edge_distill_export.targets import TARGETS, Target, parse_budgets, parse_size, parse_targets
+from edge_distill_runtime.engines.kv_cache import choose_precision, token_bytes
 from edge_distill_runtime.engines.machine import memory_limit
 from edge_distill_runtime.engines.memory import cache_bytes, needed_memory
 from edge_distill_runtime.errors import EdgeDistillError, InputError
@@ -43,7 +44,7 @@ class PlannedTarget:
     """Model file(s) of the bundle."""
     bits_per_weight: float | None
     kv_cache_bytes: int
-    """For the whole context: values of 2 bytes in GGUF, of 4 in ONNX."""
+    """For the whole context: in GGUF as `--kv-cache` says, by default values of 2 bytes; of 4 in ONNX."""
     peak_memory: int | None
     """Largest resident size of a process that loads the bundle and decodes until the context is full."""
     fits: bool
@@ -107,6 +108,7 @@ def plan(
         Path | None, "NAME-sensitivity.json that an export wrote: shows what would be chosen"
     ] = None,
     kl: list[float] | None = None,
+    kv_cache: Annotated[str | None, "Precision of GGUF's keys and values: f16, q8_0 or q4_0"] = None,
 ) -> Plan:
     """Predict file size, KV cache, peak memory and fallbacks of every target, without loading weights.
 
@@ -128,7 +130,7 @@ def plan(
         context_length=source.context_length,
         memory=memory,
         targets=tuple(
-            _plan(source, target, parameters, tokenizer_bytes, memory, choices.get(target))
+            _plan(source, target, parameters, tokenizer_bytes, memory, choices.get(target), kv_cache)
             for target in targets
         ),
     )
@@ -185,9 +187,12 @@ def _plan(
     tokenizer_bytes: int,
     memory: int | None,
     choice: PlannedChoice | None,
+    kv_cache: str | None,
 ) -> PlannedTarget:
     layout = kv_layout(source, target)
-    cache = layout.bytes_per_token * source.context_length
+    precision = choose_precision(target.format, layout, kv_cache if target.format == "gguf" else None)
+    token = token_bytes(layout, precision)
+    cache = token * source.context_length
     tensors = len(list(source.checkpoint.model.parameters()))
     try:
         size = model_size(source, target, choice.high if choice else ())
@@ -198,7 +203,7 @@ def _plan(
     peak = size.copied_bytes + needed_memory(
         target.format,
         model_bytes=size.file_bytes,
-        cache_bytes=cache_bytes(target.format, layout.bytes_per_token, source.context_length),
+        cache_bytes=cache_bytes(target.format, token, source.context_length),
         tokenizer_bytes=tokenizer_bytes,
         vocab_size=source.checkpoint.model.get_input_embeddings().weight.shape[0],
     )

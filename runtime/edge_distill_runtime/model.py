@@ -68,6 +68,7 @@ def load(
     batching: bool = True,
     backend_options: Mapping[str, Any] | None = None,
     isolate: bool = False,
+    kv_cache: str | None = None,
 ) -> Model:
     """Load a bundle folder, a bare GGUF file, or a folder made for onnxruntime-genai.
 
@@ -80,9 +81,17 @@ def load(
     `backend_options` may hold `cache_tokens`, the size of the key-value cache in tokens over all sequences together
     (default: `context` for GGUF, as needed for ONNX). With `isolate`, the engine runs in a child process with limits:
     when it dies, calls raise `BackendCrashed`, and the model can be loaded again.
+
+    `kv_cache` is the precision of the keys and values: f16, q8_0 or q4_0 for GGUF, by default the manifest's or f16.
+    An ONNX graph has its own, and any other raises `InputError`.
     """
     opened = open_model(
-        path, context=context, threads=threads, backend_options=backend_options, isolate=isolate
+        path,
+        context=context,
+        threads=threads,
+        backend_options=backend_options,
+        isolate=isolate,
+        kv_cache=kv_cache,
     )
     # what a child process says is not trusted: no state of its making may outlive it
     directory = None if isolate else default_directory()
@@ -92,7 +101,12 @@ def load(
         opened.tokenizer,
         opened.detokenizer,
         batching=batching,
-        cache=PromptCache(opened.model_hash, format=opened.manifest.format, directory=directory),
+        cache=PromptCache(
+            opened.model_hash,
+            format=opened.manifest.format,
+            directory=directory,
+            precision=opened.kv_cache,
+        ),
         notes=opened.notes,
         model_hash=opened.model_hash,
     )

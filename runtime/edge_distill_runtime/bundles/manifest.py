@@ -129,6 +129,8 @@ class Manifest:
     verification: dict[str, Any] = field(default_factory=dict)
     runtime: dict[str, str] = field(default_factory=dict)
     """Required versions, e.g. `{"edge-distill-runtime": ">=0.1"}`."""
+    kv_cache: Literal["f16", "q8_0", "q4_0"] | None = None
+    """The precision that a GGUF model's cache is opened with by default; None: f16. An ONNX graph has its own."""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -226,6 +228,12 @@ def _check(manifest: Manifest) -> None:
     layout = dataclasses.astuple(manifest.kv)
     if not all(1 <= value <= 1 << 16 for value in layout):
         raise ValueError(f"kv has the sizes {layout}, each must lie in [1, 65536]")
+    if manifest.kv_cache and manifest.format != "gguf":
+        raise ValueError(f"kv_cache is {manifest.kv_cache}, an ONNX graph has its own")
+    if manifest.kv_cache in ("q8_0", "q4_0") and manifest.kv.head_dim % 32:
+        raise ValueError(
+            f"kv_cache is {manifest.kv_cache} in blocks of 32, head_dim is {manifest.kv.head_dim}"
+        )
     ids = [*manifest.stop_ids, *([] if manifest.bos_id is None else [manifest.bos_id])]
     if bad := [token for token in ids if not 0 <= token < manifest.vocab_size]:
         raise ValueError(f"token id {bad[0]} lies outside the vocabulary of {manifest.vocab_size}")

@@ -11,6 +11,7 @@ from edge_distill_runtime.bundles.found import Found, Texts, combine_hashes
 from edge_distill_runtime.bundles.manifest import MANIFEST_NAME, Manifest, read_manifest, verify_files
 from edge_distill_runtime.engines.backend import Backend
 from edge_distill_runtime.engines.huge_pages import in_huge_pages
+from edge_distill_runtime.engines.kv_cache import choose_precision, token_bytes
 from edge_distill_runtime.engines.machine import address_space_left, memory_limit, usable_cpus
 from edge_distill_runtime.engines.memory import cache_bytes, needed_memory
 from edge_distill_runtime.errors import BundleError, InputError, ResourceError
@@ -34,6 +35,8 @@ class Opened:
     """Lower-case hexadecimal SHA-256 of the model's files."""
     notes: tuple[str, ...]
     """What a person should know: settings that were missing or could not be used."""
+    kv_cache: str
+    """Precision of the keys and values."""
 
 
 def open_model(
@@ -43,13 +46,14 @@ def open_model(
     threads: int | None = None,
     backend_options: Mapping[str, Any] | None = None,
     isolate: bool = False,
+    kv_cache: str | None = None,
 ) -> Opened:
     """Check what lies at `path` and open it; `load` describes the parameters.
 
     Without `context`, a bundle opens with all that it was made for, anything else with at most 4,096 tokens.
     """
     try:
-        return _open(Path(path), context, threads, backend_options or {}, isolate)
+        return _open(Path(path), context, threads, backend_options or {}, isolate, kv_cache)
     except MemoryError as exc:
         raise ResourceError(
             "memory",
@@ -59,7 +63,12 @@ def open_model(
 
 
 def _open(
-    path: Path, context: int | None, threads: int | None, options: Mapping[str, Any], isolate: bool
+    path: Path,
+    context: int | None,
+    threads: int | None,
+    options: Mapping[str, Any],
+    isolate: bool,
+    kv_cache: str | None,
 ) -> Opened:
     found = find(path, isolate=isolate)
     manifest = found.manifest
@@ -73,10 +82,11 @@ def _open(
     if threads is not None and not 1 <= threads <= 1024:
         raise InputError("bad-threads", f"{threads} threads were asked for", "ask for 1 to 1024")
     cache_tokens = _cache_tokens(options, context)
-    memory = _check_memory(found, context, cache_tokens or context)
+    precision = choose_precision(manifest.format, manifest.kv, kv_cache, manifest.kv_cache)
+    memory = _check_memory(found, context, cache_tokens or context, precision)
     texts = found.read_texts()
     backend = _open_backend(
-        found, context, threads or usable_cpus(), cache_tokens, memory if isolate else None
+        found, context, threads or usable_cpus(), cache_tokens, precision, memory if isolate else None
     )
     if backend.vocab_size != manifest.vocab_size:
         backend.close()
@@ -85,7 +95,9 @@ def _open(
             f"the model computes {backend.vocab_size} logits, the manifest says {manifest.vocab_size}",
             "export the bundle again",
         )
-    return Opened(manifest, backend, texts.tokenizer, texts.detokenizer, texts.model_hash, found.notes)
+    return Opened(
+        manifest, backend, texts.tokenizer, texts.detokenizer, texts.model_hash, found.notes, precision
+    )
 
 
 def find(path: Path, *, isolate: bool = False) -> Found:
@@ -164,13 +176,14 @@ def _cache_tokens(options: Mapping[str, Any], context: int) -> int | None:
     return tokens
 
 
-def _check_memory(found: Found, context: int, cache_tokens: int) -> int:
+def _check_memory(found: Found, context: int, cache_tokens: int, kv_cache: str) -> int:
     """Bytes that the model will take, or `ResourceError` when this process may not have so many."""
     manifest = found.manifest
+    token = token_bytes(manifest.kv, kv_cache)
     need = needed_memory(
         manifest.format,
         model_bytes=found.model_bytes,
-        cache_bytes=cache_bytes(manifest.format, manifest.kv.bytes_per_token, cache_tokens),
+        cache_bytes=cache_bytes(manifest.format, token, cache_tokens),
         tokenizer_bytes=found.tokenizer_bytes,
         vocab_size=manifest.vocab_size,
     )
@@ -181,13 +194,18 @@ def _check_memory(found: Found, context: int, cache_tokens: int) -> int:
             "memory",
             f"{manifest.name} with a context of {context} needs {need >> 20} MiB, "
             f"this process may have {limit >> 20} MiB",
-            f"load with a smaller context: a token takes {manifest.kv.bytes_per_token} bytes",
+            f"load with a smaller context: a token takes {token} bytes",
         )
     return need
 
 
 def _open_backend(
-    found: Found, context: int, threads: int, cache_tokens: int | None, isolated_memory: int | None
+    found: Found,
+    context: int,
+    threads: int,
+    cache_tokens: int | None,
+    kv_cache: str,
+    isolated_memory: int | None,
 ) -> Backend:
     manifest, path = found.manifest, found.model_path
     if isolated_memory is not None:
@@ -201,13 +219,16 @@ def _open_backend(
             threads=threads,
             kv=manifest.kv,
             cache_tokens=cache_tokens,
+            kv_cache=kv_cache,
             memory_bytes=isolated_memory + found.model_bytes,
         )
     with in_huge_pages():
         if manifest.format == "gguf":
             from edge_distill_runtime.engines.llama import LlamaBackend
 
-            return LlamaBackend(path, context=context, threads=threads, cache_tokens=cache_tokens)
+            return LlamaBackend(
+                path, context=context, threads=threads, cache_tokens=cache_tokens, kv_cache=kv_cache
+            )
         from edge_distill_runtime.engines.onnx import OnnxBackend
 
         return OnnxBackend(

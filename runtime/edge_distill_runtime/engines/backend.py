@@ -140,14 +140,12 @@ class EngineLock:
 class StateLayout:
     """The header of a saved sequence: the engine, the shape of its cache and the tokens in it."""
 
-    _FIELDS = struct.Struct("<8s5I")
-
     def __init__(self, engine: str, *shape: int) -> None:
-        """`shape`: four numbers that a cache must share to take the keys and values."""
+        """`shape`: the numbers that a cache must share to take the keys and values."""
         self._engine, self._shape = engine.encode(), shape
 
     def header(self, length: int) -> bytes:
-        return self._FIELDS.pack(self._engine, *self._shape, length)
+        return struct.pack(f"<8s{len(self._shape) + 1}I", self._engine, *self._shape, length)
 
     def payload(self, state: bytes, length: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """What follows the header, uint8 [bytes]; `InputError` when it is another model's or length's."""

@@ -68,6 +68,7 @@ class IsolatedBackend:
         threads: int,
         kv: KVLayout,
         cache_tokens: int | None = None,
+        kv_cache: str = "f16",
         memory_bytes: int | None = None,
         call_timeout: float = 600.0,
     ) -> None:
@@ -88,6 +89,7 @@ class IsolatedBackend:
             "threads": threads,
             "head_dim": kv.head_dim,
             "cache_tokens": cache_tokens,
+            "kv_cache": kv_cache,
             "memory_bytes": memory_bytes,
         }
         try:

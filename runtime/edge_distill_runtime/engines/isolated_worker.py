@@ -125,6 +125,7 @@ def _open(
     threads: int,
     head_dim: int,
     cache_tokens: int | None,
+    kv_cache: str,
     memory_bytes: int | None,
 ) -> Backend:
     if memory_bytes is not None:
@@ -137,7 +138,7 @@ def _open(
 
             validate_gguf(path, allow_links=True)  # whether links are allowed was the app's to decide
             with in_huge_pages():
-                return LlamaBackend(path, **options)
+                return LlamaBackend(path, kv_cache=kv_cache, **options)
         from edge_distill_runtime.engines.onnx import OnnxBackend
 
         with in_huge_pages():

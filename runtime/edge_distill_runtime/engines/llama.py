@@ -74,13 +74,19 @@ class LlamaBackend(LocalBackend):
     """A GGUF file in libllama. The file must have passed `validate_gguf`: libllama dies on hostile headers.
 
     All sequences share one cache of `cache_tokens` tokens, by default `context`; forks share the tokens that
-    they have in common.
+    they have in common. `kv_cache` is the precision of keys and values: f16, q8_0 or q4_0.
     """
 
     shares_prefix = True
 
     def __init__(
-        self, path: Path | str, *, context: int, threads: int, cache_tokens: int | None = None
+        self,
+        path: Path | str,
+        *,
+        context: int,
+        threads: int,
+        cache_tokens: int | None = None,
+        kv_cache: str = "f16",
     ) -> None:
         self._llama = llama = library()
         self._lock = EngineLock()
@@ -99,12 +105,12 @@ class LlamaBackend(LocalBackend):
                 "load-failed", f"libllama cannot load {path}: {_last_error()}", "export it again"
             )
         try:
-            self._open_context(context, max(context, cache_tokens or 0), threads)
+            self._open_context(context, max(context, cache_tokens or 0), threads, kv_cache)
         except BaseException:
             self.close()
             raise
 
-    def _open_context(self, context: int, cells: int, threads: int) -> None:
+    def _open_context(self, context: int, cells: int, threads: int, kv_cache: str) -> None:
         llama = self._llama
         self.vocab_size: int = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
         self.max_sequences = most_sequences(self.vocab_size)
@@ -118,6 +124,9 @@ class LlamaBackend(LocalBackend):
         parameters.kv_unified = True  # forks share the cells of their common past
         parameters.swa_full = True  # else rewinding past the sliding window is impossible
         parameters.no_perf = True
+        parameters.type_k = parameters.type_v = getattr(llama, f"GGML_TYPE_{kv_cache.upper()}")
+        if kv_cache != "f16":  # only flash attention reads quantized values
+            parameters.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
         self._context = llama.llama_init_from_model(self._model, parameters)
         if not self._context:
             raise ResourceError(
@@ -131,7 +140,7 @@ class LlamaBackend(LocalBackend):
         self.context_length = min(context, self.cache_tokens)
         shape = (llama.llama_model_n_layer, llama.llama_model_n_head_kv, llama.llama_model_n_embd)
         self._layout = StateLayout(
-            "libllama", *(size(self._model) for size in shape), self._long_frequencies()
+            "libllama", *(size(self._model) for size in shape), self._long_frequencies(), parameters.type_k
         )
         self._free = list(range(self.max_sequences - 1, -1, -1))
         self._make_batch(int(parameters.n_batch))

@@ -40,7 +40,7 @@ __all__ = ["OnnxBackend"]
 _MOST_BETWEEN = 3  # slots without a token of their own that a batch may cover at a stretch
 _LOGITS_BYTES = 1 << 24  # bounds the logits of one stretch of a prompt
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
 _sessions: Any = None  # the open sessions of this process

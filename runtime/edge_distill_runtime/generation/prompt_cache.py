@@ -68,13 +68,19 @@ class PromptCache:
         memory_bytes: int = 256 << 20,
         directory: Path | None = None,
         disk_bytes: int = 1 << 30,
+        precision: str = "",
     ) -> None:
-        """`model_hash` is the model file's SHA-256; without a directory nothing is written to disk."""
+        """`model_hash` is the model file's SHA-256; without a directory nothing is written to disk.
+
+        `precision` is that of the keys and values: states of another one are not found.
+        """
         self._limit = memory_bytes
         self._held = 0
         self._states: OrderedDict[bytes, bytes] = OrderedDict()  # by token ids, the last used one last
         self._lock = threading.Lock()
-        self._disk = None if directory is None else _Disk(directory, model_hash, format, disk_bytes)
+        self._disk = (
+            None if directory is None else _Disk(directory, model_hash, format, disk_bytes, precision)
+        )
 
     def lookup(self, tokens: SequenceOf[int]) -> tuple[int, bytes] | None:
         """The longest beginning of `tokens` that is remembered, perhaps all of it: its length and state.
@@ -131,11 +137,12 @@ class PromptCache:
 class _Disk:
     """One model's states in a directory that all models share."""
 
-    def __init__(self, directory: Path, model_hash: str, format: str, limit: int) -> None:
+    def __init__(self, directory: Path, model_hash: str, format: str, limit: int, precision: str) -> None:
         self._directory = directory
         self._model = model_hash
         self._format = format
         self._limit = limit
+        self._precision = precision
         self._made: hmac.HMAC | None = None
 
     def find(self, ids: bytes, shortest: int) -> Iterator[tuple[int, bytes]]:
@@ -239,7 +246,7 @@ class _Disk:
                     "install it with pip",
                 ) from exc
             runtime = edge_distill_runtime.__version__
-            about = json.dumps([_FORMAT, runtime, self._format, engine, self._model])
+            about = json.dumps([_FORMAT, runtime, self._format, engine, self._model, self._precision])
             self._made = hmac.new(_user_key(), hashlib.sha256(about.encode()).digest(), "sha256")
         return self._made.copy()
 
