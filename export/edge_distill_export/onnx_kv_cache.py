@@ -1,8 +1,7 @@
 """An ONNX bundle with keys and values in int8: a quarter of the memory of its float32 cache.
 
 GroupQueryAttention on the CPU (ONNX Runtime 1.32) takes scales that stand in the graph. One scale for each layer's
-keys and one for its values: with one for each channel, keys of later positions, turned further by the rotary
-embedding, leave the range that short texts showed, and the divergence was four times as large.
+keys and one for its values: with one for each channel the divergence was four times as large.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ def test_speed_is_measured_and_has_the_same_keys(files: Path, capsys: Any) -> No
 def test_clock_is_read_once_a_token() -> None:
     protocol = module("protocol")
 
-    class Slow(protocol.Peer):  # type: ignore[name-defined,misc]
+    class Slow(protocol.Peer):  # type: ignore[name-defined]
         engine = "slow"
         now = 100.0
 

@@ -237,7 +237,7 @@ def _memory(entries: Sequence[Entry]) -> str:
 
 
 def _flips(entries: Sequence[Entry], flips: Mapping[str, Sequence[Flip]]) -> str:
-    parts = []
+    parts: list[str] = []
     for entry in entries:
         found = flips.get(entry.name, ())
         if found and entry.comparison:
