@@ -69,7 +69,7 @@ def test_options_reach_the_runtime(speaker: Speaker, capsys: pytest.CaptureFixtu
         "1",
     ]
     assert cli.main(["run", "bundle", "How many?", *options]) == 0
-    loaded = ("bundle", {"context": 256, "threads": 1})
+    loaded = ("bundle", {"context": 256, "threads": 1, "kv_cache": None})
     asked = ("How many?", {"max_tokens": 10, "temperature": 0.7, "seed": 1})
     assert speaker.asked == [loaded, asked, "closed"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -199,7 +200,8 @@ def test_cached_loss_rises_to_the_live_one(span: SpanLoss) -> None:
         distillation_loss(loss, logits, tokens, marks, teacher=top_k(teacher, k, 2.0)).total.item()
         for k in range(1, 8)
     ]
-    assert cached == sorted(cached)  # refining a partition never lowers an f-divergence
+    # refining a partition never lowers an f-divergence; 1e-12 of it is float64's rounding
+    assert all(fewer <= more * (1 + 1e-12) for fewer, more in pairwise(cached))
     assert cached[0] < live - 1e-3
     # one token less than all leaves a bucket of one token, which is that token
     assert cached[-2] == pytest.approx(live, rel=1e-9)
