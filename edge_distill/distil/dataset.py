@@ -55,10 +55,12 @@ def load_dataset(
     granularity: Granularity = "full",
     keep_wrong: bool = False,
     edit: Callable[[Trace], Trace] = lambda trace: trace,
+    mark_critical: bool = True,
 ) -> Dataset:
     """Read, compress, render and check all traces; those that do not fit or cannot be written are counted.
 
-    `edit` changes a trace before it is compressed.
+    `edit` changes a trace before it is compressed. Without `mark_critical` nobody looks for critical steps, which takes
+    half the time.
 
     Raises `InputError` for a line that is no trace, and when no trace is left.
     """
@@ -71,7 +73,12 @@ def load_dataset(
                 continue
             try:
                 examples.append(
-                    make_example(solution_of(edit(trace), granularity), style, tokenizer, context)
+                    make_example(
+                        solution_of(edit(trace), granularity, mark_critical=mark_critical),
+                        style,
+                        tokenizer,
+                        context,
+                    )
                 )
                 ids.append(trace.id)
             except InputError as exc:
@@ -95,7 +102,7 @@ def _unfit(trace: Trace, keep_wrong: bool) -> str:
     return "wrong" if trace.correct is False and not keep_wrong else ""
 
 
-def solution_of(trace: Trace, granularity: Granularity) -> Solution:
+def solution_of(trace: Trace, granularity: Granularity, *, mark_critical: bool = True) -> Solution:
     """What the student is to write: the trace at a granularity, its critical steps marked.
 
     The student sees the problem alone: exemplars and instructions served the teacher. Only a trace with tool use
@@ -104,7 +111,7 @@ def solution_of(trace: Trace, granularity: Granularity) -> Solution:
     annotated = trace if trace.steps else replace(trace, steps=annotate(trace.reasoning))
     trace = compress_trace(annotated, granularity)
     kept = trace.steps
-    critical = {id(step) for step in compress(kept, trace.answer, "critical")}
+    critical = {id(step) for step in compress(kept, trace.answer, "critical")} if mark_critical else set()
     asked = _asking_turn(trace)
     turns = tuple(_as_turn(turn) for turn in trace.messages[asked + 1 : -1])
     prompt = trace.messages[: asked + 1] if turns else ({"role": "user", "content": trace.problem},)

@@ -132,6 +132,7 @@ def _read(recipe: Recipe, source: Source) -> tuple[Dataset | Pairs, Dataset | Pa
             context=context,
             granularity=recipe.granularity,
             keep_wrong=recipe.keep_wrong or recipe.reward_model is not None,
+            mark_critical=recipe.steps.critical != 1,
             **edit,
         )
 
