@@ -50,7 +50,7 @@ VERBS = {
     "run": Verb("edge_distill.run:run", "Ask a bundle a question and stream the answer", "export"),
     "serve": Verb("edge_distill.serve:serve", "Serve a bundle over OpenAI's HTTP interface", "serve"),
     "demo": Verb(
-        "edge_distill.demo.smollm2:demo", "Export, verify and ask a real model; print one table", "export"
+        "edge_distill.demo.story:demo", "Distil, export and measure a tiny student beside its teacher", "all"
     ),
     "demo smollm2": Verb(
         "edge_distill.demo.smollm2:demo", "Export, verify and ask a real model; print one table", "export"

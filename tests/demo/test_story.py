@@ -18,8 +18,6 @@ from edge_distill_bench.tasks import load_problems
 from edge_distill_export.grid import quantize_rtn
 from edge_distill_runtime.bundles.manifest import read_manifest
 
-pytestmark = pytest.mark.skipif(not TEACHER.is_dir(), reason="the teacher's weights are not committed yet")
-
 SMALL = Scale(problems=24, samples=2, steps=4, items=8, rounds=1)
 
 
@@ -48,7 +46,7 @@ def test_every_model_has_a_row(told: tuple[Path, Story]) -> None:
 def test_the_teacher_solves_what_it_is_asked(told: tuple[Path, Story]) -> None:
     out, story = told
     assert story.rows[0].accuracy.value >= 7 / 8
-    assert story.traces["samples"] == 48
+    assert 48 <= story.traces["samples"] <= 60  # unsolved problems are asked again
     assert story.traces["kept"] >= 22
     kept = list(read_traces(out / "traces.jsonl"))
     gold = {p.problem: p.answer for p in load_problems(TASK, split="train", count=24)}
