@@ -28,13 +28,13 @@ def taking(size: int) -> list[str]:
 
 
 def test_a_known_amount_is_found() -> None:
-    small, large = watch(taking(0)), watch(taking(KNOWN))
-    for before, after in (
-        (int(small.output), int(large.output)),
-        (small.peak_pss or 0, large.peak_pss or 0),
-    ):
-        # 1 MB: what two starts of the interpreter differ by, and the page tables' grain
-        assert after - before == pytest.approx(KNOWN, abs=1_000_000)
+    pairs = [(watch(taking(0)), watch(taking(KNOWN))) for _ in range(5)]
+    residents = [int(large.output) - int(small.output) for small, large in pairs]
+    shares = [(large.peak_pss or 0) - (small.peak_pss or 0) for small, large in pairs]
+    # 1 MB: what two starts of the interpreter differ by, and the page tables' grain; the median, because a share
+    # grows whenever another process that maps the same libraries ends in between
+    assert median(residents) == pytest.approx(KNOWN, abs=1_000_000), residents
+    assert median(shares) == pytest.approx(KNOWN, abs=1_000_000), shares
 
 
 def test_what_is_shared_counts_by_share() -> None:
