@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 
-from edge_distill_export.allocator import give_back_freed_memory
 from edge_distill_export.artifact import Source
 from edge_distill_export.calibration import Text
 from edge_distill_export.choose import Chooser, Chosen, Tensors, finish
@@ -24,6 +23,7 @@ from edge_distill_export.sensitivity import Sensitivity
 from edge_distill_export.sensitivity_file import measure
 from edge_distill_export.sizes import model_size
 from edge_distill_export.targets import Budget, Target
+from edge_distill_runtime.engines.allocator import give_back_freed_memory
 
 _SLACK = {"gguf": 4096, "onnx": 65536}  # bytes that a file may be larger than predicted
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_distill_export.allocator import give_back_freed_memory
 from edge_distill_export.artifact import Source
 from edge_distill_export.bundle import staged
 from edge_distill_export.calibration import (
@@ -29,6 +28,7 @@ from edge_distill_export.calibration import (
 from edge_distill_export.families import embedding_names, linear_names
 from edge_distill_export.grid import quantize_rtn
 from edge_distill_runtime.bundles.manifest import ReasoningLengths
+from edge_distill_runtime.engines.allocator import give_back_freed_memory
 from edge_distill_runtime.engines.machine import usable_cpus
 from edge_distill_runtime.errors import InputError
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_distill_export.activations import visit_linears
-from edge_distill_export.allocator import give_back_freed_memory
 from edge_distill_export.calibration import Text
 from edge_distill_export.grid import (
     BLOCK_SIZE,
@@ -28,6 +27,7 @@ from edge_distill_export.grid import (
     round_to_float16,
     to_blocks,
 )
+from edge_distill_runtime.engines.allocator import give_back_freed_memory
 from edge_distill_runtime.errors import InputError
 
 if TYPE_CHECKING:

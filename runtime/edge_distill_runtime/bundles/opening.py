@@ -9,6 +9,7 @@ from typing import Any
 
 from edge_distill_runtime.bundles.found import Found, Texts, combine_hashes
 from edge_distill_runtime.bundles.manifest import MANIFEST_NAME, Manifest, read_manifest, verify_files
+from edge_distill_runtime.engines.allocator import give_back_freed_memory
 from edge_distill_runtime.engines.backend import Backend
 from edge_distill_runtime.engines.huge_pages import in_huge_pages
 from edge_distill_runtime.engines.kv_cache import choose_precision, token_bytes
@@ -85,6 +86,7 @@ def _open(
     precision = choose_precision(manifest.format, manifest.kv, kv_cache, manifest.kv_cache)
     memory = _check_memory(found, context, cache_tokens or context, precision)
     texts = found.read_texts()
+    give_back_freed_memory()  # half of what reading a tokenizer takes, before the weights come
     backend = _open_backend(
         found, context, threads or usable_cpus(), cache_tokens, precision, memory if isolate else None
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_distill_export.allocator import give_back_freed_memory
+from edge_distill_runtime.engines.allocator import give_back_freed_memory
 
 _BLOCK, _COUNT = 64 << 10, 2000  # 125 MiB in blocks that glibc takes from its heap
 
