@@ -26,6 +26,7 @@ from edge_distill_export.families import EMBEDDING, HEAD
 from edge_distill_export.grid import BLOCK_SIZE, QuantizedTensor
 from edge_distill_export.onnx_packing import block_bytes, pack_blocks, pack_scales
 from edge_distill_export.onnx_views import Linear, layer_view, linear_view, rotary_tables
+from edge_distill_runtime.engines.onnx import FIRST_LOGIT
 
 
 @contextlib.contextmanager
@@ -96,6 +97,22 @@ class Adaptor(builders.Model):
             rows, used = tensor.integers.shape[0], self.used_rows[name]
             if rows != used:
                 raise RuntimeError(f"{name}: {used} of {rows} quantized rows went into the graph")
+
+    def make_lm_head(self, lm_head: Linear) -> None:
+        """The head reads the hidden states from position `first_logit` on, an input that may be left out: 0, all.
+
+        Of a prompt only the last logits are wanted, and the head is a fifth of a small model.
+        """
+        value = self.make_value(FIRST_LOGIT, ir.DataType.INT64, [1])
+        value.const_value = ir.tensor(np.zeros(1, np.int64), name=FIRST_LOGIT)
+        self.graph.register_initializer(value)
+        self.graph.inputs.append(value)
+        name, to_end, axis = "/lm_head/Slice", np.iinfo(np.int64).max, 1
+        constants = [f"/model/constants/INT64/[{number}]" for number in (to_end, axis)]
+        inputs = [self.layernorm_attrs["output_0"], FIRST_LOGIT, *constants]
+        self.make_slice(name, inputs, ir.DataType.FLOAT, ["batch_size", "num_logits", self.hidden_size])
+        self.layernorm_attrs["output_0"] = f"{name}/output_0"
+        super().make_lm_head(lm_head)
 
     def make_key_value_cache_shape(self, layer_id: int, shape: list[Any]) -> list[Any]:
         """The width of a head in place of the builder's symbol."""

@@ -74,13 +74,14 @@ class Decoder:
         }
         self.length = 0
 
-    def feed(self, tokens: Sequence[int]) -> np.ndarray:
-        """Logits [tokens, vocab] of the next `tokens`."""
+    def feed(self, tokens: Sequence[int], **more: np.ndarray) -> np.ndarray:
+        """Logits [tokens, vocab] of the next `tokens`; `more` are further inputs."""
         self.length += len(tokens)
         inputs = {
             "input_ids": np.array([tokens], np.int64),
             "attention_mask": np.ones((1, self.length), np.int64),
             **self.cache,
+            **more,
         }
         results = dict(zip(self.outputs, self.session.run(None, inputs), strict=True))
         logits: np.ndarray = results.pop("logits")[0]

@@ -23,6 +23,7 @@ from edge_distill_runtime.errors import InputError
 from tests.export.onnx_files import (
     EMBEDDING,
     HEAD,
+    Decoder,
     checkpoint_of,
     initializers,
     nodes,
@@ -273,3 +274,17 @@ def _matmul_nbits(tensor: QuantizedTensor, activations: np.ndarray, path: Path) 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     result: np.ndarray = session.run(None, {"a": activations})[0]
     return result
+
+
+@pytest.mark.parametrize("name", ["llama-untied-mha", "gemma3_text-tied-gqa"])
+def test_logits_from_a_token_on_are_the_last_of_all(name: str, tmp_path: Path) -> None:
+    path = written(checkpoint_of(variant_named(name)), tmp_path)
+    tokens = random_tokens(9)
+    everything = Decoder(path).feed(tokens)
+    assert len(everything) == 9  # the input may be left out
+    decoder = Decoder(path)
+    assert "first_logit" not in {value.name for value in decoder.session.get_inputs()}
+    last = decoder.feed(tokens[:8], first_logit=np.array([7], np.int64))
+    np.testing.assert_allclose(last, everything[7:8], rtol=0, atol=1e-5)  # other shapes, other order of sums
+    after = decoder.feed(tokens[8:])  # the cache is whole
+    np.testing.assert_allclose(after, everything[8:], rtol=0, atol=1e-5)

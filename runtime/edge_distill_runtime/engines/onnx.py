@@ -35,10 +35,14 @@ from edge_distill_runtime.engines.memory import tokens_that_fit
 from edge_distill_runtime.engines.onnx_cache import KeyValueCache
 from edge_distill_runtime.errors import BackendError, BundleError, InputError, MissingExtra, ResourceError
 
-__all__ = ["OnnxBackend"]
+__all__ = ["FIRST_LOGIT", "OnnxBackend"]
+
+FIRST_LOGIT = "first_logit"
+"""Optional input of our graphs, int64 [1]: the token from which on logits are computed."""
 
 _MOST_BETWEEN = 3  # slots without a token of their own that a batch may cover at a stretch
-_LOGITS_BYTES = 1 << 24  # bounds the logits of one stretch of a prompt
+_LOGITS_BYTES = 1 << 24  # bounds the logits of one stretch of text
+_STRETCH = 128  # tokens of a prompt at once: more are no faster, and attention takes memory with their number
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
@@ -82,6 +86,7 @@ class OnnxBackend(LocalBackend):
     Inputs: input_ids and attention_mask int64 [batch, ...], perhaps position_ids, and for every layer
     past_key_values.N.key and .value [batch, kv_heads, context, head_dim]. Outputs: logits
     [batch, tokens, vocab], present.N.key and .value. `head_dim` must be the graph's, which may leave it open.
+    Where the graph has the optional input first_logit int64 [1], no logits are computed before that token.
     A fork copies its past. All sequences together hold at most `cache_tokens` tokens, by default what fits in
     memory.
     """
@@ -123,8 +128,10 @@ class OnnxBackend(LocalBackend):
         self.max_sequences = most_sequences(self.vocab_size)
         rows = max(self._chunk, self.max_sequences)
         self._rows: Floats = np.empty((rows, self.vocab_size), np.float32)
-        self._ids = np.zeros(rows, np.int64)
-        self._positions = np.zeros(rows, np.int64)
+        self._first_logit = np.zeros(1, np.int64)
+        self._stretch = _STRETCH if self._skips_logits else self._chunk
+        self._ids = np.zeros(max(rows, self._stretch), np.int64)
+        self._positions = np.zeros(len(self._ids), np.int64)
         self._ones = np.ones(context, np.int64)  # the mask of any single sequence
         self._ones_at: int = self._ones.ctypes.data
         self._mask = np.empty(0, np.int64)
@@ -134,7 +141,7 @@ class OnnxBackend(LocalBackend):
         self._stepped: list[Sequence] = []  # whose logits point into `_rows`
         # by first slot and number of sequences; what ids and logits they are bound to
         self._bindings: dict[tuple[int, int], Any] = {}
-        self._bound: dict[tuple[int, int], tuple[int, int]] = {}
+        self._bound: dict[tuple[int, int], tuple[int, int, int]] = {}
         self.cache_tokens = self._most_tokens() if cache_tokens is None else max(context, cache_tokens)
         self._cache.reserve(1, {})
 
@@ -175,6 +182,8 @@ class OnnxBackend(LocalBackend):
             raise BundleError("bad-graph", f"{path} is no decoder graph: {problem}", "export it again")
         self._present = present
         self._has_positions = "position_ids" in inputs
+        optional = {value.name for value in self._session.get_overridable_initializers()}
+        self._skips_logits = FIRST_LOGIT in optional
         self.vocab_size: int = vocabulary
         layers, heads, dtype = len(self._past), first.shape[1], _TYPES[first.type]
         self._cache = KeyValueCache(layers, (heads, self.context_length, head_dim), dtype)
@@ -235,23 +244,30 @@ class OnnxBackend(LocalBackend):
                 address = array[slot].ctypes.data
                 binding.bind_input(name, "cpu", 0, dtype, shape, address)
                 binding.bind_output(self._present[name], "cpu", 0, dtype, shape, address)
+            if self._skips_logits:
+                address = self._first_logit.ctypes.data
+                binding.bind_input(FIRST_LOGIT, "cpu", 0, np.int64, (1,), address)
             self._bindings[slot, count] = binding
         return binding
 
-    def _run(self, slot: int, lengths: SequenceOf[int], tokens: int, row: int) -> None:
+    def _run(
+        self, slot: int, lengths: SequenceOf[int], tokens: int, row: int, *, last_alone: bool = False
+    ) -> None:
         """Compute the next `tokens` ids of the sequences in slots from `slot` on, whose past has `lengths`.
 
-        Reads `_ids` and writes `_rows`, both from `row` on.
+        Reads `_ids` and writes `_rows`, both from `row` on: logits of all these tokens, or of the last ones alone.
         """
         count = len(lengths)
         total = max(lengths) + tokens
         binding = self._binding(slot, count)
-        if self._bound.get((slot, count)) != (tokens, row):  # as in the step before, mostly
+        wanted = 1 if last_alone else tokens
+        self._first_logit[0] = tokens - wanted
+        if self._bound.get((slot, count)) != (tokens, wanted, row):  # as in the step before, mostly
             ids, rows = self._ids[row:], self._rows[row:]
             binding.bind_input("input_ids", "cpu", 0, np.int64, (count, tokens), ids.ctypes.data)
-            shape = (count, tokens, self.vocab_size)
+            shape = (count, wanted, self.vocab_size)
             binding.bind_output("logits", "cpu", 0, np.float32, shape, rows.ctypes.data)
-            self._bound[slot, count] = (tokens, row)
+            self._bound[slot, count] = (tokens, wanted, row)
         mask = self._ones_at if count == 1 else self._padded_mask(lengths, tokens, total).ctypes.data
         binding.bind_input("attention_mask", "cpu", 0, np.int64, (count, total), mask)
         if self._has_positions:
@@ -277,18 +293,20 @@ class OnnxBackend(LocalBackend):
 
     def _extend(self, sequence: Sequence, tokens: Integers) -> None:
         self._check_cache(len(tokens))
-        for start in range(0, len(tokens), self._chunk):
-            rows = self._forward(sequence, tokens[start : start + self._chunk])
+        for start in range(0, len(tokens), self._stretch):
+            stretch = tokens[start : start + self._stretch]
+            rows = self._forward(sequence, stretch, last_alone=self._skips_logits)
         check_finite(rows[-1])
         sequence._logits = rows[-1].copy()
 
-    def _forward(self, sequence: Sequence, chunk: Integers) -> Floats:
-        """Append one stretch; logits [tokens, vocab], a view."""
+    def _forward(self, sequence: Sequence, stretch: Integers, *, last_alone: bool = False) -> Floats:
+        """Append one stretch; logits [tokens, vocab] or [1, vocab], a view."""
         self._forget_stepped()
-        self._ids[: len(chunk)] = chunk
-        self._run(sequence.slot, (sequence.length,), len(chunk), 0)
-        self._cut(sequence, sequence.length + len(chunk))
-        return self._rows[: len(chunk)]
+        count = len(stretch)
+        self._ids[:count] = stretch
+        self._run(sequence.slot, (sequence.length,), count, 0, last_alone=last_alone)
+        self._cut(sequence, sequence.length + count)
+        return self._rows[: 1 if last_alone else count]
 
     def step(self, sequences: SequenceOf[Sequence], tokens: SequenceOf[int]) -> Floats:
         check_step(sequences, tokens, self)
