@@ -1,14 +1,16 @@
-"""One forward pass over calibration text, in which every linear layer can be looked at and replaced in turn.
+"""Forward passes over calibration text in which every linear layer's inputs can be seen, and its weight replaced.
 
-Layers are visited in the order of computation, each with the inputs that the layers before it really produced, so
-a layer that is replaced (quantized) shapes what all later ones see. The model is left as it was.
+Layers come in the order of computation, each with the inputs that the layers before it really produced, so a layer
+that is replaced (quantized) shapes what all later ones see. The model is left as it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -19,57 +21,134 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-Visit = Callable[[str, "torch.Tensor", "list[torch.Tensor]"], "torch.Tensor | None"]
-"""(parameter name, weight [rows, columns], inputs [tokens, columns] in parts) -> the weight to use, or None."""
+_ADDED = (".o_proj.weight", ".down_proj.weight")  # to the residual stream
+
+Parts = list["torch.Tensor"]
+"""Activations [tokens, columns] in parts."""
+Visit = Callable[[str, Parts], None]
+"""(parameter name, inputs)"""
+Replace = Callable[[str, "torch.Tensor", "Seen"], "torch.Tensor"]
+"""(parameter name, weight [rows, columns], what reaches the layer) -> the weight to use."""
 
 
-def visit_linears(
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What reaches one linear layer when the layers before it are replaced, and when none is."""
+
+    inputs: Parts
+    exact: Parts
+    """The checkpoint's own inputs."""
+    residual_drift: Parts | None
+    """By how much the layer's outputs [tokens, rows] would have to grow for the residual stream to be the
+    checkpoint's behind it; None where they are not simply added to it."""
+
+
+def visit_linears(model: PreTrainedModel, texts: Sequence[Text], names: Sequence[str], visit: Visit) -> None:
+    """Run the decoder once over all texts and call `visit` for each layer in `names`."""
+    import torch
+
+    tokens, positions, filled = _packed(texts)
+
+    def observe(name: str, module: Any, inputs: torch.Tensor) -> torch.Tensor:
+        visit(name, _parts(inputs, filled))
+        return torch.nn.functional.linear(inputs, module.weight, module.bias)
+
+    with torch.inference_mode(), _computing(model, names, observe):
+        model.get_decoder()(input_ids=tokens, position_ids=positions, use_cache=False)
+
+
+def replace_linears(
     model: PreTrainedModel,
     texts: Sequence[Text],
     names: Sequence[str],
-    visit: Visit,
-    embeddings: Mapping[str, QuantizedTensor] | None = None,
+    replace: Replace,
+    embeddings: Mapping[str, QuantizedTensor],
 ) -> None:
-    """Run the decoder once over all texts and call `visit` just before each layer in `names` computes.
+    """The same with every text twice: as the checkpoint computes it, and with each layer's weight replaced.
 
-    Layers that read the same activations (query, key and value) get the same list object. `embeddings`, by
-    parameter name, stand in for the model's own while tokens are looked up. Memory: the activations of one
-    decoder layer for all texts.
+    Layers that read the same activations (query, key and value) get the same object. `embeddings`, by parameter
+    name, stand in for the model's own where tokens are looked up for the second time. Memory: the activations of
+    one decoder layer for all texts, twice.
     """
     import torch
 
     tokens, positions, filled = _packed(texts)
-    shared: dict[str, Any] = {"activations": None, "inputs": None}
+    last: dict[str, Any] = {"activations": None}
 
-    def before(name: str, module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
-        if shared["activations"] is not arguments[0]:
-            parts = [row[:count] for row, count in zip(arguments[0], filled, strict=True)]
-            shared["activations"], shared["inputs"] = arguments[0], parts
-        replacement = visit(name, module.weight.data, shared["inputs"])
-        if replacement is not None:
-            module.weight.data, originals[name] = replacement, module.weight.data
+    def compute(name: str, module: Any, activations: torch.Tensor) -> torch.Tensor:
+        exact, inputs = activations.chunk(2)
+        if last["activations"] is not activations:
+            drift = streams.drift_behind(name)
+            lacking = None if drift is None else _parts(drift, filled)
+            seen = Seen(_parts(inputs, filled), _parts(exact, filled), lacking)
+            last.update(activations=activations, seen=seen)
+        replacement = replace(name, module.weight.data, last["seen"])
+        linear = torch.nn.functional.linear
+        outputs = [linear(exact, module.weight, module.bias), linear(inputs, replacement, module.bias)]
+        return torch.cat(outputs)
 
-    def after(name: str, module: Any) -> None:
-        if name in originals:
-            module.weight.data = originals.pop(name)
+    with torch.inference_mode(), _ResidualStreams(model) as streams, _computing(model, names, compute):
+        embedded = [model.get_input_embeddings()(tokens)]
+        # in float32 only while they are looked up: they are large
+        with replaced_weights(model, {name: e.dequantize() for name, e in embeddings.items()}):
+            embedded.append(model.get_input_embeddings()(tokens))
+        model.get_decoder()(
+            inputs_embeds=torch.cat(embedded), position_ids=positions.repeat(2, 1), use_cache=False
+        )
 
-    originals: dict[str, torch.Tensor] = {}
+
+class _ResidualStreams:
+    """Watches the residual stream in front of every attention and MLP: the inputs of their norms."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._layers = model.get_decoder().layers
+        # granite multiplies what it adds to the stream
+        self._multiplier = float(getattr(model.config, "residual_multiplier", 1.0))
+        self._last: torch.Tensor | None = None
+
+    def __enter__(self) -> Self:
+        norms = []
+        for layer in self._layers:
+            if not hasattr(
+                layer, "pre_feedforward_layernorm"
+            ):  # gemma3 normalizes outputs before it adds them
+                norms += [layer.input_layernorm, layer.post_attention_layernorm]
+        self._handles = [norm.register_forward_pre_hook(self._keep) for norm in norms]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _keep(self, _: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+        self._last = arguments[0]
+
+    def drift_behind(self, name: str) -> torch.Tensor | None:
+        """What the outputs of the layer `name` would have to make up for; None when they are not added."""
+        if self._last is None or not name.endswith(_ADDED):
+            return None
+        exact, found = self._last.chunk(2)
+        return (exact - found) / self._multiplier
+
+
+def _parts(activations: torch.Tensor, filled: Sequence[int]) -> Parts:
+    """What is no padding of activations [rows, longest, columns]: views."""
+    return [row[:count] for row, count in zip(activations, filled, strict=True)]
+
+
+@contextmanager
+def _computing(
+    model: PreTrainedModel, names: Sequence[str], compute: Callable[[str, Any, torch.Tensor], torch.Tensor]
+) -> Iterator[None]:
+    """Inside the `with` block `compute(name, module, inputs)` is what the linear layers in `names` give."""
     modules = {name: model.get_submodule(name.removesuffix(".weight")) for name in names}
-    hooks = []
     try:
         for name, module in modules.items():
-            hooks.append(module.register_forward_pre_hook(lambda m, args, n=name: before(n, m, args)))
-            hooks.append(module.register_forward_hook(lambda m, args, out, n=name: after(n, m)))
-        with torch.inference_mode():
-            # in float32 only while they are looked up: they are large
-            with replaced_weights(model, {name: e.dequantize() for name, e in (embeddings or {}).items()}):
-                embedded = model.get_input_embeddings()(tokens)
-            model.get_decoder()(inputs_embeds=embedded, position_ids=positions, use_cache=False)
+            module.forward = partial(compute, name, module)
+        yield
     finally:
-        for hook in hooks:
-            hook.remove()
-        for name in list(originals):
-            after(name, modules[name])
+        for module in modules.values():
+            vars(module).pop("forward", None)
 
 
 @contextmanager
@@ -94,7 +173,7 @@ def importance_matrix(
     """Mean squared input of every column of each layer in `names`: float32 [columns] by parameter name."""
     importance = {}
 
-    def visit(name: str, weight: torch.Tensor, inputs: list[torch.Tensor]) -> None:
+    def visit(name: str, inputs: Parts) -> None:
         total = sum(part.square().sum(0) for part in inputs)
         importance[name] = (total / sum(map(len, inputs))).numpy()
         advance()

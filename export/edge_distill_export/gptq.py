@@ -1,20 +1,21 @@
 """GPTQ onto the shared grid: integers and scales that keep each layer's outputs, not its weights.
 
-Per layer, with H = X^T X / n over calibration inputs X: scales by search with the diagonal of H as weights; integers
-column by column, each rounding error moved onto the columns that follow (Frantar et al. 2022, arXiv:2210.17323,
-with columns in descending order of H's diagonal); then scales and integers are refined in turn, each in closed form
-given the other, against the same error (w - q) H (w - q)^T.
+Per layer, with H = X^T X / n over the inputs X that the quantized layers before it give: the weights are first moved
+to those that make up best for what these layers have lost (`compensated`); scales come by search with the diagonal of
+H as weights; integers column by column, each rounding error moved onto the columns that follow (Frantar et al. 2022,
+arXiv:2210.17323, with columns in descending order of H's diagonal); then scales and integers are refined in turn, each
+in closed form given the other, against the same error (w - q) H (w - q)^T.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_distill_export.activations import visit_linears
+from edge_distill_export.activations import Seen, replace_linears
 from edge_distill_export.calibration import Text
 from edge_distill_export.grid import (
     BLOCK_SIZE,
@@ -41,6 +42,7 @@ _REFINEMENTS = 2
 _TABLE_ROWS = 8192  # of an embedding at once: each is quantized by itself
 _TABLE_TEXTS = 20  # whose last hidden states a head is fitted to
 _BEFORE_MLP = (".gate_proj.weight", ".gate_up_proj.weight")
+_ENERGY_TOKENS = 2048  # that tell how much there is to make up for
 _SYSTEM_ENTRIES = 1 << 22  # of the linear systems solved at once: 32 MiB in float64
 
 
@@ -67,26 +69,27 @@ def quantize_gptq(
     and have no importance. The model's own weights stay as they are.
     """
     result = Quantized({}, {})
-    last: dict[str, Any] = {"inputs": None, "hessian": None}
+    last: dict[str, Any] = {"seen": None}
 
-    def visit(name: str, weight: torch.Tensor, inputs: list[torch.Tensor]) -> torch.Tensor:
+    def replace(name: str, weight: torch.Tensor, seen: Seen) -> torch.Tensor:
         import torch
 
-        if name in high:
-            result.tensors[name] = quantize_rtn(weight, 8, name)
-            advance()
-            return torch.from_numpy(result.tensors[name].dequantize())
         if name.endswith(_BEFORE_MLP):
             give_back_freed_memory()  # some 110 MB for SmolLM2, just before the most is needed
-        if last["inputs"] is not inputs:  # query, key and value share theirs
-            last["inputs"], last["hessian"] = inputs, Hessian(second_moment(inputs), name)
-        hessian: Hessian = last["hessian"]
-        result.importance[name] = hessian.importance.numpy()
-        result.tensors[name] = quantize_layer(weight, hessian, name)
+        if last["seen"] is not seen:
+            last.update(seen=seen, hessian=Hessian(second_moment(seen.inputs), name))
+            last["drift"] = input_drift(seen)
+        hessian = last["hessian"]
+        wanted = compensated(weight, seen, last["drift"], hessian)
+        if name in high:
+            result.tensors[name] = quantize_rtn(wanted, 8, name)
+        else:
+            result.importance[name] = hessian.importance.numpy()
+            result.tensors[name] = quantize_layer(wanted, hessian, name)
         advance()
         return torch.from_numpy(result.tensors[name].dequantize())
 
-    visit_linears(model, texts, names, visit, embeddings)
+    replace_linears(model, texts, names, replace, embeddings)
     return result
 
 
@@ -117,6 +120,62 @@ def second_moment(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     for part in inputs:
         total.addmm_(part.T, part)
     return total / sum(map(len, inputs))
+
+
+def input_drift(seen: Seen) -> torch.Tensor:
+    """(E - X)^T X / n [columns, columns] of the checkpoint's own inputs E and the inputs X."""
+    pairs = zip(seen.exact, seen.inputs, strict=True)
+    return cross_moment(((exact - inputs, inputs) for exact, inputs in pairs), sum(map(len, seen.inputs)))
+
+
+def cross_moment(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], tokens: int) -> torch.Tensor:
+    """Y^T X / n [rows, columns] of activations Y [tokens, rows] and X [tokens, columns] in parts."""
+    import torch
+
+    total = torch.zeros(())
+    for left, right in pairs:
+        total = total + left.T @ right
+    return total / tokens
+
+
+def compensated(weight: torch.Tensor, seen: Seen, drift: torch.Tensor, hessian: Hessian) -> torch.Tensor:
+    """The weights that do best with the inputs there are, before rounding.
+
+    They shall give what the checkpoint's own do with its own inputs E, and what the residual stream that this is added
+    to lacks, R: with Y = W (E - X) + R, min |W X + Y - V X|^2 has the solution V = W + Y X^T (X X^T)^-1. The damped H
+    leaves W where little is known. Without R this is the aim of GPTAQ (Li et al. 2025, arXiv:2504.02692), in closed
+    form. Few tokens would fit noise: V - W is shrunk by what of Y it would explain on other text.
+    """
+    import torch
+
+    lacking = weight @ drift
+    if seen.residual_drift is not None:
+        pairs = zip(seen.residual_drift, seen.inputs, strict=True)
+        lacking += cross_moment(pairs, sum(map(len, seen.inputs)))
+    change = torch.linalg.solve(hessian.matrix.double(), lacking.T.double()).T.float()
+    explained = float((lacking * change).sum()) / max(_lacking_energy(weight, seen), 1e-30)
+    return weight + shrinkage(explained, sum(map(len, seen.inputs)), weight.shape[1]) * change
+
+
+def shrinkage(explained: float, tokens: int, columns: int) -> float:
+    """Adjusted over plain R^2 (Ezekiel 1930), 0 to 1, of a regression on `columns` that explains a share of 0 to 1."""
+    if tokens <= columns or explained <= 0:
+        return 0.0
+    adjusted = 1 - (1 - explained) * tokens / (tokens - columns)
+    return min(max(adjusted / explained, 0.0), 1.0)
+
+
+def _lacking_energy(weight: torch.Tensor, seen: Seen) -> float:
+    """Sum over the rows of the mean square of Y, on some of the tokens."""
+    every = -(-sum(map(len, seen.inputs)) // _ENERGY_TOKENS)
+    total, tokens = 0.0, 0
+    for index, inputs in enumerate(seen.inputs):
+        found = (seen.exact[index][::every] - inputs[::every]) @ weight.T
+        if seen.residual_drift is not None:
+            found += seen.residual_drift[index][::every]
+        total += float(found.square().sum())
+        tokens += len(found)
+    return total / tokens
 
 
 class Hessian:
