@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 ROOT_PACKAGES = {"edge_distill", "edge_distill_export", "edge_distill_bench"}
 PACKAGES = [*sorted(ROOT_PACKAGES), "edge_distill_runtime"]
 HEAVY = {
-    "accelerate", "gguf", "llama_cpp", "onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai", "peft", "rich",
-    "torch", "transformers", "typer",
+    "accelerate", "datasets", "gguf", "llama_cpp", "onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai", "peft",
+    "rich", "torch", "transformers", "trl", "typer",
 }  # fmt: skip
 NOT_IN_RUNTIME = {"click", "gguf", "onnx", "pydantic", "rich", "torch", "transformers", "typer", "yaml"}
 

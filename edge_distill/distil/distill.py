@@ -110,13 +110,16 @@ def _run(recipe: Recipe, source: Source, material: Material, arguments: Training
         from edge_distill.distil.qat import quantize_aware
 
         quantize_aware(model, linear_names(model.config), bits=int(recipe.quantize.removeprefix("int")))
+    resumed = last_complete(recipe.out / CHECKPOINTS)
+    arguments.eval_on_start = recipe.grpo is not None and resumed is None  # what it gained is the result
     trainer = make_trainer(recipe, model, source, material, arguments)
     with stage("Training", arguments.max_steps) as advance:
         trainer.add_callback(Recorder(recipe.out / METRICS, advance))
-        resumed = last_complete(recipe.out / CHECKPOINTS)
         result = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     history = trainer.state.log_history
     validated: dict[str, float] = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
+    names = [f"eval_{name}" for name in ("loss", *trainer.parts)]
+    validation = {name: validated[name] for name in names if name in validated}
     distilled = Distilled(
         path=str(recipe.out / STUDENT),
         steps=trainer.state.global_step,
@@ -125,7 +128,7 @@ def _run(recipe: Recipe, source: Source, material: Material, arguments: Training
         tokens=sum(material.rows.lengths),
         resumed_from=int(resumed.name.rpartition("-")[2]) if resumed else 0,
         loss=next((entry["loss"] for entry in reversed(history) if "loss" in entry), None),
-        validation={name: value for name, value in validated.items() if name.startswith("eval_")} or None,
+        validation=validation or None,
         seconds=result.metrics["train_runtime"],
         step_accuracy=_step_accuracy(recipe, material, validated),
     )

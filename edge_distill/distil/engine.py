@@ -18,15 +18,33 @@ __all__ = ["total_steps", "training_arguments", "with_adapters"]
 
 
 def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
-    """The Trainer's settings; opens the process group when `accelerate launch` or torchrun started this process."""
+    """The Trainer's settings; opens the process group when `accelerate launch` or torchrun started this process.
+
+    Raises `InputError` for a batch that the processes cannot share, `MissingExtra` for `grpo` without trl.
+    """
     from transformers import TrainingArguments
 
     training = recipe.training
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    share = training.micro_batch_size * processes
+    if training.batch_size % share:
+        raise InputError(
+            "bad-batch",
+            f"a batch of {training.batch_size} cannot be shared by {processes} processes with "
+            f"{training.micro_batch_size} traces at a time",
+            f"make training.batch_size a multiple of {share}",
+        )
+    kind: Any = TrainingArguments
+    if recipe.grpo:
+        from edge_distill.distil.grpo import arguments_for
+
+        kind = arguments_for(recipe.grpo, training.batch_size)
     on_cpu = training.device == "cpu" or not _has_accelerator()
-    arguments = TrainingArguments(
+    arguments: TrainingArguments = kind(
         output_dir=str(folder),
         use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        ddp_backend="gloo" if on_cpu and processes > 1 else None,
+        gradient_accumulation_steps=training.batch_size // share,
         per_device_train_batch_size=training.micro_batch_size,
         per_device_eval_batch_size=training.micro_batch_size,
         learning_rate=training.learning_rate,
@@ -48,22 +66,13 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         dataloader_pin_memory=not on_cpu,
         disable_tqdm=True,
     )
-    share = training.micro_batch_size * arguments.world_size
-    if training.batch_size % share:
-        raise InputError(
-            "bad-batch",
-            f"a batch of {training.batch_size} cannot be shared by {arguments.world_size} processes with "
-            f"{training.micro_batch_size} traces at a time",
-            f"make training.batch_size a multiple of {share}",
-        )
-    arguments.gradient_accumulation_steps = training.batch_size // share
     return arguments
 
 
-def total_steps(recipe: Recipe, examples: int) -> int:
+def total_steps(recipe: Recipe, rows: int) -> int:
     """Optimizer steps of the whole run."""
     training = recipe.training
-    return training.steps or max(1, math.floor(training.epochs * (examples // training.batch_size)))
+    return training.steps or max(1, math.floor(training.epochs * (rows // recipe.rows_per_step)))
 
 
 def with_adapters(model: PreTrainedModel, section: LoraSection) -> Any:

@@ -24,16 +24,16 @@ from typing import Any
 
 from edge_distill.distil.distill import CHECKPOINTS, LINEAGE, STUDENT, prepare_folder, put_student, train
 from edge_distill.distil.modes import file_hashes
+from edge_distill.distil.own_samples import open_reward_model, problems_of
 from edge_distill.distil.recipe import ExpertIterationSection, Recipe
 from edge_distill.distil.result import Distilled, Round
-from edge_distill.traces.selection import TraceScorer
 from edge_distill.traces.teachers.opening import open_teacher
 from edge_distill.traces.teachers.teacher import Sampling
 from edge_distill.traces.trace import Trace, read_traces, to_line
 from edge_distill.traces.ways import Way
 from edge_distill.traces.writing import Part, write_traces
 from edge_distill_bench.statistics import Estimate, wilson
-from edge_distill_bench.tasks import Problem, Split, load_problems
+from edge_distill_bench.tasks import Problem
 from edge_distill_export.bundle import staged
 from edge_distill_export.progress import stage
 from edge_distill_runtime.bundles.files import read_bounded
@@ -85,9 +85,9 @@ class _Run:
     def __init__(self, recipe: Recipe, section: ExpertIterationSection) -> None:
         self._recipe, self._section = recipe, section
         with stage("Reading problems"):
-            self._problems = _problems(section.problems, "train", section.count)
-            self._held_out = _problems(section.problems, "validation", section.held_out)
-        self._scorer = _open_reward_model(section.reward_model)
+            self._problems = problems_of(section, "train")
+            self._held_out = problems_of(section, "validation")
+        self._scorer = open_reward_model(section)
         self.resumed_from = 0
         """Steps that earlier processes have done."""
 
@@ -192,18 +192,6 @@ def _finish(
         shutil.copytree(recipe.out / f"round-{rounds[-1].number}" / STUDENT, directory, dirs_exist_ok=True)
         put_student(directory, recipe, distilled, trained[0]["student"], file_hashes(recipe))
     return distilled
-
-
-def _open_reward_model(folder: Path | None) -> TraceScorer | None:
-    if folder is None:
-        return None
-    from edge_distill.distil.reward_model import load_reward_model
-
-    return load_reward_model(folder)
-
-
-def _problems(sources: Sequence[str], split: Split, count: int | None) -> dict[str, list[Problem]]:
-    return {source: load_problems(source, split=split, count=count) for source in sources}
 
 
 def _count(problems: dict[str, list[Problem]]) -> int:

@@ -18,9 +18,10 @@ from edge_distill_runtime.errors import InputError
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+    from edge_distill.distil.own_samples import Prompts
     from edge_distill.distil.preferences import Pairs
     from edge_distill.distil.recipe import Recipe
-    from edge_distill.distil.trainer import StudentTrainer
+    from edge_distill.distil.trainer import GuardedTrainer
     from edge_distill_export.artifact import Source
 
 __all__ = ["Material", "file_hashes", "load_material", "make_trainer"]
@@ -32,23 +33,24 @@ _TIMES = 10  # a run is validated and saved so often by default
 class Material:
     """What a run learns from and is validated on, and whom it follows."""
 
-    rows: Dataset | Pairs
-    validation: Dataset | Pairs | None
+    rows: Dataset | Pairs | Prompts
+    validation: Dataset | Pairs | Prompts | None
     teacher: LogitsTeacher | None
     hashes: dict[str, str]
     """SHA-256 of every file that was read, by path."""
 
 
 def load_material(recipe: Recipe, source: Source, arguments: TrainingArguments) -> Material:
-    """Read the traces or pairs of a recipe and open its teacher; raises `InputError` when there are too few."""
-    with stage("Reading traces"):
+    """Read what a recipe learns from and open its teacher; raises `InputError` when there is too little."""
+    kind = "problems" if recipe.grpo else "traces"
+    with stage(f"Reading {kind}"):
         hashes = file_hashes(recipe)
         rows, validation = _read(recipe, source)
-    if len(rows) < recipe.training.batch_size:
+    if len(rows) < recipe.rows_per_step:
         raise InputError(
-            "too-few-traces",
-            f"{len(rows)} traces are fewer than a batch of {recipe.training.batch_size}",
-            "give more traces, or a smaller training.batch_size",
+            f"too-few-{kind}",
+            f"{len(rows)} {kind} are fewer than a batch of {recipe.rows_per_step}",
+            f"give more {kind}, or a smaller training.batch_size",
         )
     teacher = _teacher(recipe, source, rows, validation, arguments)
     return Material(rows, validation, teacher, hashes)
@@ -65,7 +67,7 @@ def make_trainer(
     source: Source,
     material: Material,
     arguments: TrainingArguments,
-) -> StudentTrainer:
+) -> GuardedTrainer:
     """The trainer of a recipe's mode."""
     from transformers.trainer_utils import IntervalStrategy
 
@@ -74,6 +76,10 @@ def make_trainer(
     arguments.save_steps = training.save_every or max(1, steps // _TIMES)
     arguments.eval_steps = training.evaluate_every or max(1, steps // _TIMES)
     arguments.eval_strategy = IntervalStrategy.STEPS if material.validation else IntervalStrategy.NO
+    if recipe.grpo:
+        from edge_distill.distil.grpo import make_policy_trainer
+
+        return make_policy_trainer(recipe.grpo, model, source, material, arguments)
     common: dict[str, Any] = {
         "rows": material.rows,
         "validation": material.validation,
@@ -107,8 +113,14 @@ def make_trainer(
     return DistillationTrainer(model, arguments, **common)
 
 
-def _read(recipe: Recipe, source: Source) -> tuple[Dataset | Pairs, Dataset | Pairs | None]:
+def _read(
+    recipe: Recipe, source: Source
+) -> tuple[Dataset | Pairs | Prompts, Dataset | Pairs | Prompts | None]:
     tokenizer, context = source.checkpoint.tokenizer, source.context_length
+    if recipe.grpo:
+        from edge_distill.distil.own_samples import load_prompts
+
+        return load_prompts(recipe.grpo, "train", source), load_prompts(recipe.grpo, "validation", source)
     if recipe.preferences:
         from edge_distill.distil.preferences import load_pairs
 
@@ -142,15 +154,15 @@ def _read(recipe: Recipe, source: Source) -> tuple[Dataset | Pairs, Dataset | Pa
 def _teacher(
     recipe: Recipe,
     source: Source,
-    rows: Dataset | Pairs,
-    validation: Dataset | Pairs | None,
+    rows: Dataset | Pairs | Prompts,
+    validation: Dataset | Pairs | Prompts | None,
     arguments: TrainingArguments,
 ) -> LogitsTeacher | None:
     if recipe.teacher is None:
         return None
     import torch
 
-    assert isinstance(rows, Dataset)  # the recipe gives preferences no teacher
+    assert isinstance(rows, Dataset)  # the recipe gives no teacher to other modes
     loss = recipe.loss.loss()
     temperature = next(span.temperature for span in (loss.reasoning, loss.answer) if span.needs_teacher)
     more = validation.examples if isinstance(validation, Dataset) else ()

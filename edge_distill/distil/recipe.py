@@ -108,26 +108,52 @@ class RewardModelSection(_Section):
     """The part of the traces that get a mistake in one step."""
 
 
-class ExpertIterationSection(_Section):
-    """The student learns from its own right answers, round by round; see `expert_iteration.py`."""
+class _OwnSamplesSection(_Section):
+    """What the student is asked, and who judges what it writes; see `own_samples.py`."""
 
     problems: list[str] = Field(min_length=1)
     """Sources as `traces` takes them: task:FAMILY?option=value, FILE.jsonl, hf:NAME. Asked is their training split."""
     count: int | None = Field(default=None, ge=1)
     """Problems of each source; a file's are all taken by default."""
     held_out: int = Field(default=100, ge=1)
-    """Problems of each source's validation split, asked after every round."""
+    """Problems of each source's validation split, for measuring."""
+    temperature: float = Field(default=1.0, gt=0)
+    max_tokens: int = Field(default=256, ge=1)
+    reward_model: Path | None = None
+    """A folder that `distill` made by a recipe with `reward_model`; it judges the steps."""
+
+
+class ExpertIterationSection(_OwnSamplesSection):
+    """The student learns from its own right answers, round by round; see `expert_iteration.py`."""
+
     rounds: int = Field(default=3, ge=1)
     samples: int = Field(default=4, ge=1)
     """Of each problem, in each round."""
-    temperature: float = Field(default=1.0, gt=0)
-    max_tokens: int = Field(default=256, ge=1)
     at_once: int = Field(default=16, ge=1)
     """Samples that are written together."""
-    reward_model: Path | None = None
-    """A folder that `distill` made by a recipe with `reward_model`: what it does not accept is not learned from."""
     accept: float = Field(default=0.5, ge=0, le=1)
-    """How likely it must hold the least likely step for right."""
+    """How likely the reward model must hold the least likely step of a sample for right."""
+
+
+class RewardsSection(_Section):
+    """What each part of a sample's reward weighs; see `own_samples.py`."""
+
+    answer: float = Field(default=1.0, ge=0)
+    """The checker's word on the answer: 0 or 1."""
+    steps: float = Field(default=0.5, ge=0)
+    """The share of the steps that the checker verified."""
+    reward_model: float = Field(default=0.5, ge=0)
+    """How likely the reward model holds the least likely step for right, if there is one."""
+
+
+class GrpoSection(_OwnSamplesSection):
+    """A policy gradient on the rewards of the student's own samples; see `grpo.py`."""
+
+    group: int = Field(default=8, ge=2)
+    """Samples of each problem, which are compared with each other."""
+    beta: float = Field(default=0.04, ge=0)
+    """The weight of the KL divergence to the student that the recipe begins with."""
+    rewards: RewardsSection = RewardsSection()
 
 
 class LoraSection(_Section):
@@ -149,7 +175,7 @@ class TrainingSection(_Section):
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; instead of epochs."""
     batch_size: int = Field(default=32, ge=1)
-    """Traces of one optimizer step, of all processes together."""
+    """Traces of one optimizer step, of all processes together; of `grpo` its samples."""
     micro_batch_size: int = Field(default=8, ge=1)
     """Traces that one process computes at a time."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -190,6 +216,7 @@ class Recipe(_Section):
     preferences: PreferencesSection | None = None
     reward_model: RewardModelSection | None = None
     expert_iteration: ExpertIterationSection | None = None
+    grpo: GrpoSection | None = None
     quantize: Literal["int4", "int8"] | None = None
     """Train through the export grid, so that `export --method rtn` gives exactly the trained integers."""
     lora: LoraSection | None = None
@@ -201,11 +228,18 @@ class Recipe(_Section):
         pairs = [*self.preferences.pairs, *self.preferences.validation] if self.preferences else []
         return [*self.traces, *self.validation, *pairs]
 
+    @property
+    def rows_per_step(self) -> int:
+        """How many traces, pairs or problems one optimizer step takes."""
+        return self.training.batch_size // (self.grpo.group if self.grpo else 1)
+
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         loss, training = self.loss.loss(), self.training
-        if bool(self.traces) == bool(self.preferences) and not self.expert_iteration:
+        if bool(self.traces) == bool(self.preferences) and not (self.expert_iteration or self.grpo):
             raise ValueError("give either traces or preferences")
+        if self.grpo:
+            self._check_grpo(self.grpo)
         if self.expert_iteration and self.teacher and self.teacher.cache:
             raise ValueError("expert_iteration has new texts in every round: leave the teacher's cache out")
         if self.on_policy and (self.teacher is None or self.teacher.cache):
@@ -227,7 +261,7 @@ class Recipe(_Section):
             raise ValueError(
                 f"batch_size {training.batch_size} is no multiple of micro_batch_size {training.micro_batch_size}"
             )
-        modes = ("on_policy", "preferences", "reward_model", "expert_iteration")
+        modes = ("on_policy", "preferences", "reward_model", "expert_iteration", "grpo")
         chosen = [name for name in modes if getattr(self, name)]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} exclude each other")
@@ -236,6 +270,20 @@ class Recipe(_Section):
         if self.quantize and self.lora:
             raise ValueError("quantize and lora exclude each other: the grid needs the whole weight")
         return self
+
+    def _check_grpo(self, section: GrpoSection) -> None:
+        if self.traces or self.validation or self.teacher:
+            raise ValueError(
+                "grpo learns from its own samples alone: leave traces, validation and teacher out"
+            )
+        if self.training.batch_size % section.group:
+            raise ValueError(
+                f"batch_size {self.training.batch_size} is no multiple of grpo.group {section.group}: a step compares"
+                " all samples of a problem"
+            )
+        rewards = section.rewards
+        if not (rewards.answer or rewards.steps or (section.reward_model and rewards.reward_model)):
+            raise ValueError("all rewards of grpo are 0: nothing could be learned")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

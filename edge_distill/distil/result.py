@@ -47,8 +47,9 @@ class Distilled:
     path: str
     steps: int
     examples: int
+    """Traces, pairs or problems."""
     left_out: dict[str, int]
-    """Traces that could not be used, by reason."""
+    """What could not be used, by reason."""
     tokens: int
     """Tokens of the examples, prompts included, once through."""
     resumed_from: int
@@ -56,7 +57,7 @@ class Distilled:
     loss: float | None
     """The last training loss that was logged."""
     validation: dict[str, float] | None
-    """The losses on the validation traces after the last step: eval_loss, eval_reasoning, eval_answer."""
+    """After the last step, on what was held out: eval_loss, eval_reasoning, eval_answer; of `grpo` eval_reward."""
     seconds: float
     """Of training in this process."""
     step_accuracy: dict[str, StepAccuracy] | None = None
@@ -73,7 +74,7 @@ class Distilled:
             if self.left_out
             else ""
         )
-        console.print(f"{self.steps} steps on {self.examples} traces{left}, {self.tokens} tokens")
+        console.print(f"{self.steps} steps on {self.examples} examples{left}, {self.tokens} tokens")
         if self.resumed_from:
             console.print(f"resumed from step {self.resumed_from}")
         if self.loss is not None:

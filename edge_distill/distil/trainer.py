@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from edge_distill_export.progress import Advance
 
-__all__ = ["Losses", "Recorder", "Rows", "StudentTrainer", "TrainingFailed"]
+__all__ = ["GuardedTrainer", "Losses", "Recorder", "Rows", "StudentTrainer", "TrainingFailed"]
 
 
 class TrainingFailed(EdgeDistillError):
@@ -59,15 +59,44 @@ class Losses:
     """How many tokens had a loss."""
 
 
-class StudentTrainer(Trainer):
-    """What all ways of training share.
+class GuardedTrainer(Trainer):
+    """Stops at the first step that is not finite, and prints nothing by itself."""
+
+    parts: tuple[str, ...]
+    """What is logged beside the loss."""
+    learns_from = "traces"
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+
+    @abstractmethod
+    def step_ids(self) -> list[str]:
+        """What the current optimizer step learns from, by name."""
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
+            raise self._failed("gradient", self.step_ids())
+        return norm
+
+    def _failed(self, what: str, ids: list[str]) -> TrainingFailed:
+        step, kind = self.state.global_step + 1, self.learns_from
+        return TrainingFailed(
+            "not-finite",
+            f"the {what} of step {step} is not finite; its {kind}: {', '.join(ids)[:2000]}",
+            f"look at these {kind}, or lower training.learning_rate",
+            {"step": step, kind: ids},
+        )
+
+
+class StudentTrainer(GuardedTrainer):
+    """What all ways of training on written texts share.
 
     The normalizer of the loss is that of the whole optimizer step: with the same batch size, gradient accumulation
     and data parallelism give the loss and gradient of one large batch.
     """
-
-    parts: tuple[str, ...]
-    """What is logged beside the loss."""
 
     def __init__(
         self,
@@ -92,8 +121,6 @@ class StudentTrainer(Trainer):
         )  # since the last log; then tokens
         self._logged_step: int | None = None
         self._last_rows: list[int] = []  # of the current optimizer step
-        for callback in (PrinterCallback, ProgressCallback):
-            self.remove_callback(callback)
 
     # -- what a way of training says -----------------------------------------------------------------------
 
@@ -148,26 +175,17 @@ class StudentTrainer(Trainer):
         assert num_items_in_batch is not None
         losses = self.losses(model, inputs, num_items_in_batch, self.train_dataset)
         if not torch.isfinite(losses.total):
-            raise self._failed("loss", inputs["rows"].tolist())
+            raise self._failed("loss", self._ids(inputs["rows"].tolist()))
         if self._logged_step is None:  # a resumed run does not begin at 0
             self._logged_step = self.state.global_step
         self._sums += torch.cat([losses.parts, losses.tokens.to(losses.parts).reshape(1)])
         return losses.total * self.args.world_size
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
-            raise self._failed("gradient", self._last_rows)
-        return norm
+    def step_ids(self) -> list[str]:
+        return self._ids(self._last_rows)
 
-    def _failed(self, what: str, rows: list[int]) -> TrainingFailed:
-        ids = [self.train_dataset.ids[row] for row in rows]
-        return TrainingFailed(
-            "not-finite",
-            f"the {what} of step {self.state.global_step + 1} is not finite; its traces: {', '.join(ids)[:2000]}",
-            "look at these traces, or lower training.learning_rate",
-            {"step": self.state.global_step + 1, "traces": ids},
-        )
+    def _ids(self, rows: list[int]) -> list[str]:
+        return [self.train_dataset.ids[row] for row in rows]
 
     # -- validation and logs -----------------------------------------------------------------------------
 

@@ -55,19 +55,25 @@ def test_trains(path: Path, tmp_path: Path) -> None:
         overrides += [f"teacher.cache={tmp_path / 'cache'}"] if recipe.teacher.cache else []
     if recipe.on_policy:
         overrides += ["on_policy.max_tokens=8"]
-    if recipe.expert_iteration:
+    if recipe.expert_iteration or recipe.grpo:
         save_reward_model(tmp_path / "reward")
-        problems = [json.dumps({"problem": f"What is {n} + 1?", "answer": str(n + 1)}) for n in range(40)]
-        (tmp_path / "problems.jsonl").write_text("\n".join(problems), "utf-8")
-        small = {"problems": f"[{tmp_path / 'problems.jsonl'}]", "reward_model": str(tmp_path / "reward")}
-        small |= {"rounds": "1", "count": "4", "held_out": "2", "samples": "2", "max_tokens": "8"}
-        overrides += [f"expert_iteration.{key}={value}" for key, value in small.items()]
+        own = {"rounds": "1", "samples": "2"} if recipe.expert_iteration else {"group": "2"}
+        mode = "expert_iteration" if recipe.expert_iteration else "grpo"
+        overrides += [f"{mode}.{key}={value}" for key, value in (own_samples(tmp_path) | own).items()]
     result = distill(path, overrides)
     assert result.steps == 2
     if recipe.reward_model:
         load_reward_model(tmp_path / "run" / "student")
     else:
         load_checkpoint(tmp_path / "run" / "student")
+
+
+def own_samples(folder: Path) -> dict[str, str]:
+    """Few and short samples, and a reward model."""
+    problems = [json.dumps({"problem": f"What is {n} + 1?", "answer": str(n + 1)}) for n in range(40)]
+    (folder / "problems.jsonl").write_text("\n".join(problems), "utf-8")
+    files = {"problems": f"[{folder / 'problems.jsonl'}]", "reward_model": str(folder / "reward")}
+    return {**files, "count": "4", "held_out": "2", "max_tokens": "8"}
 
 
 def save_reward_model(folder: Path) -> None:

@@ -15,8 +15,11 @@ from edge_distill_runtime.text.chat import render
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerFast
 
-__all__ = ["HuggingFaceTeacher", "draw"]
+    from edge_distill_runtime.text.chat import ReasoningMarkers
+
+__all__ = ["HuggingFaceTeacher", "TokenReader", "draw"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class HuggingFaceTeacher:
         source = prepare(checkpoint, self._context)
         self._style, self._stop_ids = source.style, source.stop_ids
         self._tokenizer = checkpoint.tokenizer
+        self._reader = TokenReader(checkpoint.tokenizer, source.style.markers, source.stop_ids)
         self._batch_size = batch_size
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda" if on_gpu else "cpu")
@@ -156,25 +160,41 @@ class HuggingFaceTeacher:
 
         def criterion(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
             rows = zip(batch, ids[:, start:].tolist(), strict=True)
-            done = [cut_at_stop(*self._split(prompt, row), sampling.stop) is not None for prompt, row in rows]
+            texts = [self._reader.split(row, inside=prompt.inside) for prompt, row in rows]
+            done = [cut_at_stop(*both, sampling.stop) is not None for both in texts]
             return torch.tensor(done, device=ids.device)
 
         return [criterion]
 
-    def _split(self, prompt: _Prompt, tokens: Sequence[int]) -> tuple[str, str]:
-        # with special tokens, as markers often are
-        text = self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
-        return split_reasoning(text, self._style.markers, inside=prompt.inside)
-
     def _written(self, prompt: _Prompt, row: list[int], sampling: Sampling) -> Written:
-        end = next((i for i, token in enumerate(row) if token in self._stop_ids), None)
+        continued = bool(prompt.request.reasoning)
+        return self._reader.read(row, inside=prompt.inside, stop=sampling.stop, continued=continued)
+
+
+@dataclass(frozen=True)
+class TokenReader:
+    """Reads what a student or teacher has generated."""
+
+    tokenizer: PreTrainedTokenizerFast
+    markers: ReasoningMarkers | None
+    stop_ids: tuple[int, ...]
+
+    def read(
+        self, row: Sequence[int], *, inside: bool, stop: Sequence[str] = (), continued: bool = False
+    ) -> Written:
+        """A row of token ids; a stop token and what follows it may be among them. `inside`: as `split_reasoning`."""
+        end = next((i for i, token in enumerate(row) if token in self.stop_ids), None)
         tokens = row[:end]
-        reasoning, text = self._split(prompt, tokens)
-        cut = cut_at_stop(reasoning, text, sampling.stop)
+        reasoning, text = self.split(tokens, inside=inside)
+        cut = cut_at_stop(reasoning, text, stop)
         reason = "length" if cut is None and end is None else "stop"
-        return Written(
-            *tidy(*(cut or (reasoning, text)), continued=bool(prompt.request.reasoning)), reason, len(tokens)
-        )
+        return Written(*tidy(*(cut or (reasoning, text)), continued=continued), reason, len(tokens))
+
+    def split(self, tokens: Sequence[int], *, inside: bool) -> tuple[str, str]:
+        """Reasoning and answer."""
+        # with special tokens, as markers often are
+        text = self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+        return split_reasoning(text, self.markers, inside=inside)
 
 
 class _Draw:
