@@ -108,8 +108,8 @@ class League:
         self.options, self.work, self.peers = options, work, peers
         self.files = {part: Kept(options.folder / f"{part}.jsonl") for part in ("quality", "speed")}
         for peer in peers:
-            peer.speed = self.files["speed"].of(self.key(peer))
-            peer.quality = next(reversed(self.files["quality"].of(self.key(peer))), None)
+            peer.speed = self.files["speed"].of(self.key(peer, "speed"))
+            peer.quality = next(reversed(self.files["quality"].of(self.key(peer, "quality"))), None)
 
     def prepare(self, peer: Entrant) -> None:
         if peer.header.programs and not self.options.programs:
@@ -130,7 +130,7 @@ class League:
         noise = time.perf_counter() - start
         found = Measured(self.line(peer, "speed"), today(), noise, self.options.load)
         peer.speed.append(found)
-        self.files["speed"].add(self.key(peer), found)
+        self.files["speed"].add(self.key(peer, "speed"), found)
 
     def quality(self, peer: Entrant) -> None:
         if peer.quality is not None:
@@ -144,10 +144,11 @@ class League:
             with load(self.options.bundles[0]) as model:
                 found["right"] = count_right(found["answers"], self.work, model)
         peer.quality = Measured(found, today())
-        self.files["quality"].add(self.key(peer), peer.quality)
+        self.files["quality"].add(self.key(peer, "quality"), peer.quality)
 
-    def key(self, peer: Entrant) -> str:
-        about = [peer.name, self.work.hash, str(self.options.threads)]
+    def key(self, peer: Entrant, part: str) -> str:
+        """Quality does not depend on the number of threads."""
+        about = [peer.name, self.work.hash, *([str(self.options.threads)] if part == "speed" else [])]
         return key_of(about, HERE / f"{peer.script}.py", Path(peer.model), in_project=peer.header.in_project)
 
     def line(self, peer: Entrant, part: str) -> dict[str, Any]:

@@ -250,7 +250,7 @@ class Fake:
 
     def __init__(self, run: Any, files: Path, folder: Path, rounds: int, **changes: Any) -> None:
         environments, work = module("environments"), module("work")
-        options = Namespace(folder=folder, rounds=rounds, threads=1, load=0.3, **changes)
+        options = Namespace(folder=folder, rounds=rounds, load=0.3, **{"threads": 1} | changes)
         header = environments.Header((), ("checkpoint",))
         peers = [run.Entrant(name, header, str(files / "student"), name, None) for name in SCRIPTS]
         self.asked: list[tuple[str, str]] = []
@@ -310,6 +310,8 @@ def test_another_number_of_threads_and_a_new_model_are_measured_anew(files: Path
     keys.add(kept.key_of(["llama", "hash", "2"], script, model, in_project=False))
     assert len(keys) == 5
     assert len(Fake(run, files, tmp_path, 1).measure().asked) == 4
+    # answers and logits stay, speed does not
+    assert Fake(run, files, tmp_path, 1, threads=2).measure().asked == [(name, "speed") for name in SCRIPTS]
     assert kept.Kept(tmp_path / "speed.jsonl").of("another key") == []
 
 
