@@ -320,7 +320,12 @@ def test_whole_contexts_are_caches_of_their_own(bundles: dict[str, Path], refere
     assert_close(rows[1], reference[60])
     with pytest.raises(ResourceError, match="all of 4 sequences are in use"):
         backend.prefill(TOKENS[:5])
-    for sequence in (first, third, child, again):
+    for sequence in (third, again):
+        backend.release(sequence)
+    rows = backend.step([first, child], [TOKENS[150 - 1], TOKENS[61]])  # over a free one, which stays empty
+    assert_close(rows[1], reference[61])
+    assert_close(fresh(backend, TOKENS[:100]), reference[99])
+    for sequence in (first, child):
         backend.release(sequence)
     forced = np.concatenate([rows.copy() for rows in backend.teacher_force(TOKENS, 40)])
     assert_close(forced[0], reference[40])

@@ -34,6 +34,7 @@ from edge_distill_runtime.errors import BackendError, BundleError, InputError, M
 __all__ = ["LlamaBackend", "library"]
 
 _BATCH = 512
+_MOST_BETWEEN = 3  # free caches between two others that run in one batch with them
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _LOG: deque[str] = deque(maxlen=8)  # libllama's last errors, for messages
 _library: Any = None
@@ -145,7 +146,7 @@ class LlamaBackend(LocalBackend):
         self._layout = StateLayout(
             "libllama", *(size(self._model) for size in shape), self._long_frequencies(), parameters.type_k
         )
-        self._free = list(range(self.max_sequences - 1, -1, -1))
+        self._free = list(range(self.max_sequences))
         self._make_batch(int(parameters.n_batch))
 
     def _long_frequencies(self) -> bool:
@@ -218,23 +219,46 @@ class LlamaBackend(LocalBackend):
 
     def step(self, sequences: SequenceOf[Sequence], tokens: SequenceOf[int]) -> Floats:
         check_step(sequences, tokens, self)
-        count = len(sequences)
         with self._lock:
-            for index, sequence in enumerate(sequences):
+            between, count, last = [], 0, -1
+            for sequence, token in zip(sequences, tokens, strict=True):
                 if self._context is None or sequence.slot < 0:
                     self._check_live(sequence)
-                self._tokens[index] = tokens[index]
-                self._positions[index] = sequence.length
-                self._slots[index] = sequence.slot
-                self._wanted[index] = 1
-            self._decode(count)
-            rows = self._rows(count)
+                if not self.shares_prefix and count:
+                    between += (free := self._free_between(last, sequence.slot))
+                    for slot in free:
+                        self._put(count, 0, 0, slot, False)
+                        count += 1
+                last = sequence.slot
+                self._put(count, token, sequence.length, last, True)
+                count += 1
+            try:
+                self._decode(count)
+            finally:
+                for slot in between:
+                    self._llama.llama_memory_seq_rm(self._memory, slot, -1, -1)
+            rows = self._rows(len(sequences))
             for index, sequence in enumerate(sequences):
                 sequence.length += 1
                 sequence._logits = rows[index]
             self._stepped = list(sequences)
         check_finite(rows)
         return rows
+
+    def _put(self, index: int, token: int, position: int, slot: int, wanted: bool) -> None:
+        self._tokens[index] = token
+        self._positions[index] = position
+        self._slots[index] = slot
+        self._wanted[index] = wanted
+
+    def _free_between(self, slot: int, other: int) -> range:
+        """What lies between two slots, when it is little and free: it is computed too, and forgotten.
+
+        libllama runs caches of their own in one batch only where their numbers follow each other; another pass over
+        the weights would take longer.
+        """
+        slots = range(slot + 1, other)
+        return slots if len(slots) <= _MOST_BETWEEN and all(one in self._free for one in slots) else range(0)
 
     def _decode(self, count: int) -> None:
         """Run the batch's first `count` tokens."""
@@ -346,7 +370,9 @@ class LlamaBackend(LocalBackend):
             raise ResourceError(
                 "too-many-sequences", f"all of {self.max_sequences} sequences are in use", "release some"
             )
-        return Sequence(self._free.pop())
+        slot = min(self._free)  # side by side where possible
+        self._free.remove(slot)
+        return Sequence(slot)
 
     def teacher_force(self, tokens: SequenceOf[int], start: int = 0) -> Iterator[Floats]:
         array = check_tokens(tokens, self.vocab_size)
