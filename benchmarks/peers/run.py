@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -256,8 +256,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.markdown:
         document = f"{heading(options, league)}\n\n{text}"
         options.markdown.write_text(place(options.markdown.read_text(), document))
-    print(json.dumps([{**asdict(peer.entry), "kind": peer.entry.kind} for peer in peers]))
+    print(json.dumps([summary(peer.entry) for peer in peers]))
     return 0
+
+
+def summary(entry: Entry) -> dict[str, Any]:
+    """Of the JSON line."""
+    found = {"name": entry.name, "speed": entry.speed, "error": entry.error}
+    return found | {key: entry.of_quality(key) for key in ("kl", "right")}
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -164,6 +165,24 @@ def test_all_print_the_same_keys_and_agree_on_the_same_file(files: Path, capsys:
     assert ours["kl"] == pytest.approx(kl, rel=1e-6)
     # rounding to bfloat16 is far finer than to four bits
     assert 0 <= work.mean_kl(Path(bf16["logits"]), asked) < kl / 10
+
+
+def test_answers_of_onnxruntime_genai_end(files: Path, tmp_path: Path, capsys: Any) -> None:
+    """Where timings go on, to the last token."""
+    bundle, work = tmp_path / "fp32", json.loads((files / "work.json").read_text())
+    shutil.copytree(files / "fp32", bundle)
+
+    def answers() -> Any:
+        (tmp_path / "work.json").write_text(json.dumps(work))
+        return run_peer("ort_genai", "OrtGenai", "quality", bundle, tmp_path, capsys)["answers"]
+
+    end = answers()[0][0]
+    config = json.loads((bundle / "genai_config.json").read_text())
+    config["model"]["eos_token_id"] = end
+    (bundle / "genai_config.json").write_text(json.dumps(config))
+    work["stop"] = [end]
+    assert answers()[0] == [end]
+    assert run_peer("ort_genai", "OrtGenai", "speed", bundle, tmp_path, capsys)["decode_tps"][0] > 0
 
 
 def test_speed_is_measured_and_has_the_same_keys(files: Path, capsys: Any) -> None:
