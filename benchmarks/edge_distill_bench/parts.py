@@ -33,6 +33,7 @@ __all__ = ["measure_accuracies", "measure_fidelities", "measure_latencies", "mea
 
 _ALONE = 6  # problems that are answered one at a time, for the time to answer
 _AT_ONCE = 16  # problems that share every step: more bring little on a CPU
+_CACHE_STEP = 256  # tokens: of such a multiple libllama can give every sequence a cache of its own
 _CHARACTERS = 2  # of a problem to a token, at the least
 FIDELITY_NAME = "fidelity"
 _TEXTS = 32  # for fidelity: some thousand tokens
@@ -137,7 +138,7 @@ def measure_accuracies(run: Run, tasks: Tasks, elsewhere: Sequence[Answered] = (
 def _ask(run: Run, subject: Subject, tasks: Tasks, number: int) -> Answered:
     settings = run.settings
     manifest = find(subject.path).manifest
-    room = min(_room(tasks, settings), manifest.context_length)
+    room = min(_CACHE_STEP * -(-_room(tasks, settings) // _CACHE_STEP), manifest.context_length)
     rows = rows_path(run.folder, subject.name)
     rows.parent.mkdir(parents=True, exist_ok=True)
     cache = {"cache_tokens": _cache_tokens(manifest, room)}
@@ -167,10 +168,9 @@ def _room(tasks: Tasks, settings: Settings) -> int:
 
 
 def _cache_tokens(manifest: Manifest, room: int) -> int:
-    """For as many sequences as share a step, but at most half of the memory that is left."""
-    wanted = _AT_ONCE * room
+    """For as many whole sequences as share a step, but at most half of the memory that is left."""
     fitting = tokens_that_fit(default_token_bytes(manifest))
-    return max(room, wanted if fitting is None else min(wanted, fitting // 2))
+    return room * (_AT_ONCE if fitting is None else max(1, min(_AT_ONCE, fitting // 2 // room)))
 
 
 # -- fidelity -------------------------------------------------------------------------------------------------

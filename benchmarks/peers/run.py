@@ -3,9 +3,10 @@
     python benchmarks/peers/run.py CHECKPOINT BUNDLE... --folder FOLDER [--envs FOLDER] [--programs FOLDER]
         [--only NAME] [--parts quality speed] [--rounds 3] [--threads N] [--markdown FILE]
 
-Runs in the project's environment. Quality (KL to the checkpoint in fp32, short problems) is measured once and kept in
-FOLDER; speed is measured in turn, in a fresh process for every engine and round. Programs are built by
-build_llama_bench.sh. With --markdown the table is written between two markers of a document.
+Runs in the project's environment. Quality (KL to the checkpoint in fp32, short problems) is measured once; speed is
+measured in turn, in a fresh process for every engine and round. All of it is kept in FOLDER, and a later call measures
+what is missing there: `--rounds 1`, `--rounds 2` and `--rounds 3` make the same table as three rounds in one call.
+Programs are built by build_llama_bench.sh. With --markdown the table is written between two markers of a document.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from environments import HERE, Header, PeerError, environment, last_words, python_of, scripts
+from kept import Kept, Measured, key_of, today
 from protocol import LINE
 from table import Entry, place, table
 from work import Work, count_right, make_work, mean_kl
@@ -36,7 +38,6 @@ from edge_distill_runtime import EdgeDistillError, load
 from edge_distill_runtime.bundles.opening import find
 
 _SECONDS = 1800  # of one process
-_LINES = "quality.jsonl"
 
 
 @dataclass
@@ -50,17 +51,22 @@ class Entrant:
     precision: str | None
     """Of a bundle; of all else the script says it."""
     python: Path | None = None
-    speed: list[dict[str, Any]] = field(default_factory=list)
-    quality: dict[str, Any] | None = None
+    speed: list[Measured] = field(default_factory=list)
+    quality: Measured | None = None
     error: str = ""
 
     @property
+    def measured(self) -> list[Measured]:
+        return [*self.speed, *([self.quality] if self.quality else [])]
+
+    @property
     def entry(self) -> Entry:
-        lines = [*self.speed, *([self.quality] if self.quality else [])]
+        lines = [one.line for one in self.measured]
         said = [line["precision"] for line in lines if line["precision"]]
         engine = lines[0]["engine"] if lines else self.script
         precision = self.precision or (said[0] if said else "-")
-        return Entry(self.name, engine, precision, tuple(self.speed), self.quality, self.error)
+        speed = tuple(one.line for one in self.speed)
+        return Entry(self.name, engine, precision, speed, self.quality and self.quality.line, self.error)
 
 
 def entrants(checkpoint: str, bundles: Sequence[str], only: Sequence[str]) -> list[Entrant]:
@@ -100,7 +106,10 @@ class League:
 
     def __init__(self, options: argparse.Namespace, work: Work, peers: Sequence[Entrant]) -> None:
         self.options, self.work, self.peers = options, work, peers
-        self.noise: list[float] = []
+        self.files = {part: Kept(options.folder / f"{part}.jsonl") for part in ("quality", "speed")}
+        for peer in peers:
+            peer.speed = self.files["speed"].of(self.key(peer, "speed"))
+            peer.quality = next(reversed(self.files["quality"].of(self.key(peer, "quality"))), None)
 
     def prepare(self, peer: Entrant) -> None:
         if peer.header.programs and not self.options.programs:
@@ -108,16 +117,23 @@ class League:
         peer.python = python_of(peer.script, peer.header, self.options.envs)
         self.call(peer, "prepare")
 
+    def rounds_left(self) -> int:
+        """Until the one that has had the fewest has had all."""
+        return max(self.options.rounds - min((len(peer.speed) for peer in self.peers), default=0), 0)
+
     def speed(self, peer: Entrant) -> None:
+        """One round more, unless the peer has had all of them."""
+        if len(peer.speed) >= self.options.rounds:
+            return
         start = time.perf_counter()
         fixed_computation(self.options.threads)
-        self.noise.append(time.perf_counter() - start)
-        peer.speed.append(self.line(peer, "speed"))
+        noise = time.perf_counter() - start
+        found = Measured(self.line(peer, "speed"), today(), noise, self.options.load)
+        peer.speed.append(found)
+        self.files["speed"].add(self.key(peer, "speed"), found)
 
     def quality(self, peer: Entrant) -> None:
-        kept = self.kept(peer)
-        if kept is not None:
-            peer.quality = kept
+        if peer.quality is not None:
             return
         found = self.line(peer, "quality")
         if found["logits"]:
@@ -127,27 +143,13 @@ class League:
         if found["answers"] is not None:
             with load(self.options.bundles[0]) as model:
                 found["right"] = count_right(found["answers"], self.work, model)
-        peer.quality = found
-        with (self.options.folder / _LINES).open("a") as file:
-            file.write(json.dumps({"key": self.key(peer), "line": found}) + "\n")
+        peer.quality = Measured(found, today())
+        self.files["quality"].add(self.key(peer, "quality"), peer.quality)
 
-    def kept(self, peer: Entrant) -> dict[str, Any] | None:
-        """What an earlier run measured of the same script, model and questions."""
-        path = self.options.folder / _LINES
-        rows = [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
-        found = [row["line"] for row in rows if row["key"] == self.key(peer)]
-        return found[-1] if found else None
-
-    def key(self, peer: Entrant) -> list[str]:
-        model = Path(peer.model)
-        file = next(iter(sorted(model.glob("*.onnx*"), reverse=True)), model) if model.is_dir() else model
-        about = file.stat()
-        return [
-            peer.name,
-            self.work.hash,
-            *peer.header.dependencies,
-            f"{file.name} {about.st_size} {about.st_mtime_ns}",
-        ]
+    def key(self, peer: Entrant, part: str) -> str:
+        """Quality does not depend on the number of threads."""
+        about = [peer.name, self.work.hash, *([str(self.options.threads)] if part == "speed" else [])]
+        return key_of(about, HERE / f"{peer.script}.py", Path(peer.model), in_project=peer.header.in_project)
 
     def line(self, peer: Entrant, part: str) -> dict[str, Any]:
         found = json.loads(self.call(peer, part).splitlines()[-1])
@@ -199,17 +201,18 @@ def heading(options: argparse.Namespace, league: League) -> str:
     """Command, machine, versions and date."""
     machine = this_machine()
     versions: dict[str, str] = {}
-    for peer in league.peers:
-        for line in [*peer.speed, *([peer.quality] if peer.quality else [])]:
-            versions |= line["versions"]
-    mean, deviation = mean_and_deviation(league.noise) if league.noise else (0.0, 0.0)
+    for one in (one for peer in league.peers for one in peer.measured):
+        versions |= one.line["versions"]
+    speeds = [one for peer in league.peers for one in peer.speed]
+    mean, deviation = mean_and_deviation([one.noise for one in speeds]) if speeds else (0.0, 0.0)
+    dates = sorted({one.date for peer in league.peers for one in peer.measured} or {today()})
     said = ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
     return "\n".join(
         [
-            f"Measured on {time.strftime('%Y-%m-%d', time.gmtime())}: {machine.cpu}, {machine.cpus} CPUs, "
+            f"Measured on {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}: {machine.cpu}, {machine.cpus} CPUs, "
             f"{options.threads} threads, {platform.system()}, Python {platform.python_version()}; "
-            f"load {options.load:.1f} before the start; {options.rounds} rounds in turn; a fixed computation before "
-            f"each varied by {deviation / mean if mean else 0:.1%}.",
+            f"load of at most {max((one.load for one in speeds), default=0.0):.1f} before a call; {options.rounds} "
+            f"rounds in turn; a fixed computation before each varied by {deviation / mean if mean else 0:.1%}.",
             "",
             f"Versions: {said}.",
             "",
@@ -243,20 +246,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     league = League(options, work, peers)
     for peer in peers:
         league.run(league.prepare, peer)
-    for peer in peers:
-        if "quality" in options.parts:
+    if "quality" in options.parts:
+        for peer in peers:
             league.run(league.quality, peer)
-        else:
-            peer.quality = league.kept(peer)
     if "speed" in options.parts:
-        in_turn([partial(league.run, league.speed, peer) for peer in peers], options.rounds)
+        in_turn([partial(league.run, league.speed, peer) for peer in peers], league.rounds_left())
     text = table([peer.entry for peer in peers], len(work.problems))
     print(text)
     if options.markdown:
         document = f"{heading(options, league)}\n\n{text}"
         options.markdown.write_text(place(options.markdown.read_text(), document))
-    print(json.dumps([{"name": peer.name, "speed": peer.speed, "error": peer.error} for peer in peers]))
+    print(json.dumps([summary(peer.entry) for peer in peers]))
     return 0
+
+
+def summary(entry: Entry) -> dict[str, Any]:
+    """Of the JSON line."""
+    found = {"name": entry.name, "speed": entry.speed, "error": entry.error}
+    return found | {key: entry.of_quality(key) for key in ("kl", "right")}
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -268,7 +275,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--programs", help="folder with llama-bench and llama-perplexity")
     parser.add_argument("--only", action="append", default=[], help="part of an engine's name; repeatable")
     parser.add_argument("--parts", nargs="+", choices=("quality", "speed"), default=("quality", "speed"))
-    parser.add_argument("--rounds", type=int, default=3, help="of speed (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="of speed, those in FOLDER included (3)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--items", type=int, default=40, help="problems (40)")
     parser.add_argument("--windows", type=int, default=6, help="of text for KL, 127 tokens each (6)")

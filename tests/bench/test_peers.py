@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,24 @@ def test_all_print_the_same_keys_and_agree_on_the_same_file(files: Path, capsys:
     assert 0 <= work.mean_kl(Path(bf16["logits"]), asked) < kl / 10
 
 
+def test_answers_of_onnxruntime_genai_end(files: Path, tmp_path: Path, capsys: Any) -> None:
+    """Where timings go on, to the last token."""
+    bundle, work = tmp_path / "fp32", json.loads((files / "work.json").read_text())
+    shutil.copytree(files / "fp32", bundle)
+
+    def answers() -> Any:
+        (tmp_path / "work.json").write_text(json.dumps(work))
+        return run_peer("ort_genai", "OrtGenai", "quality", bundle, tmp_path, capsys)["answers"]
+
+    end = answers()[0][0]
+    config = json.loads((bundle / "genai_config.json").read_text())
+    config["model"]["eos_token_id"] = end
+    (bundle / "genai_config.json").write_text(json.dumps(config))
+    work["stop"] = [end]
+    assert answers()[0] == [end]
+    assert run_peer("ort_genai", "OrtGenai", "speed", bundle, tmp_path, capsys)["decode_tps"][0] > 0
+
+
 def test_speed_is_measured_and_has_the_same_keys(files: Path, capsys: Any) -> None:
     itself = module("edge_distill_itself")
     measure = {"speed": itself.speed, "quality": itself.quality}
@@ -239,6 +259,79 @@ def test_older_checkpoint_keeps_the_rotary_base(tmp_path: Path) -> None:
     (source / "config.json").write_text(json.dumps({"rope_parameters": rope}))
     with pytest.raises(RuntimeError, match="yarn"):
         module("protocol").older_checkpoint(str(source), str(tmp_path / "work"))
+
+
+# -- what is kept --------------------------------------------------------------------------------------------
+
+
+class Fake:
+    """Stands for the processes: counts what is asked."""
+
+    def __init__(self, run: Any, files: Path, folder: Path, rounds: int, **changes: Any) -> None:
+        environments, work = module("environments"), module("work")
+        options = Namespace(folder=folder, rounds=rounds, load=0.3, **{"threads": 1} | changes)
+        header = environments.Header((), ("checkpoint",))
+        peers = [run.Entrant(name, header, str(files / "student"), name, None) for name in SCRIPTS]
+        self.asked: list[tuple[str, str]] = []
+        self.league = run.League(options, work.Work(files / "work.json", {}, (), None), peers)
+        self.league.line = self.line
+
+    def line(self, peer: Any, part: str) -> Any:
+        self.asked.append((peer.name, part))
+        speed = {"decode_tps": [100.0 + len(self.asked)]} if part == "speed" else {"kl": 0.5}
+        return module("protocol").line(engine=peer.name, versions={"numpy": "2"}, **speed)
+
+    def measure(self) -> Any:
+        for peer in self.league.peers:
+            self.league.run(self.league.quality, peer)
+        for _ in range(self.league.rounds_left()):
+            for peer in self.league.peers:
+                self.league.run(self.league.speed, peer)
+        return self
+
+
+SCRIPTS = ("ctranslate2_int8", "transformers_bf16")
+
+
+def test_calls_add_rounds_to_what_is_kept(files: Path, tmp_path: Path) -> None:
+    run = module("run")
+    first = Fake(run, files, tmp_path, 1).measure()
+    assert [part for _, part in first.asked] == ["quality", "quality", "speed", "speed"]
+    second = Fake(run, files, tmp_path, 3).measure()
+    assert second.asked == [(name, "speed") for name in (*SCRIPTS, *SCRIPTS)]
+    third = Fake(run, files, tmp_path, 3).measure()
+    assert third.asked == []
+    (entry, _) = (peer.entry for peer in third.league.peers)
+    assert [line["decode_tps"] for line in entry.speed] == [[103.0], [101.0], [103.0]]
+    assert entry.quality["kl"] == 0.5
+    heading = run.heading(heading_options(tmp_path), third.league)
+    assert "load of at most 0.3 before a call; 3 rounds in turn" in heading
+    assert "Versions: numpy 2." in heading
+
+
+def heading_options(folder: Path) -> Namespace:
+    return Namespace(
+        checkpoint="smol", bundles=["a/q4_0"], folder=folder, rounds=3, threads=1, items=40, only=[], load=0.0
+    )
+
+
+def test_another_number_of_threads_and_a_new_model_are_measured_anew(files: Path, tmp_path: Path) -> None:
+    run, kept = module("run"), module("kept")
+    script, model = PEERS / "llama_bench.py", tmp_path / "model.gguf"
+    model.write_bytes(b"a")
+    keys = {
+        kept.key_of(["llama", "hash", "2"], script, model, in_project=False),
+        kept.key_of(["llama", "hash", "1"], script, model, in_project=False),
+        kept.key_of(["llama", "hash", "2"], PEERS / "ort_genai.py", model, in_project=False),
+        kept.key_of(["llama", "hash", "2"], script, model, in_project=True),
+    }
+    model.write_bytes(b"ab")
+    keys.add(kept.key_of(["llama", "hash", "2"], script, model, in_project=False))
+    assert len(keys) == 5
+    assert len(Fake(run, files, tmp_path, 1).measure().asked) == 4
+    # answers and logits stay, speed does not
+    assert Fake(run, files, tmp_path, 1, threads=2).measure().asked == [(name, "speed") for name in SCRIPTS]
+    assert kept.Kept(tmp_path / "speed.jsonl").of("another key") == []
 
 
 # -- the table -----------------------------------------------------------------------------------------------

@@ -247,6 +247,19 @@ def test_parts_that_were_not_measured_are_left_out(folder: Path, tmp_path: Path,
     inert(Path(report(tmp_path).html).read_text("utf-8"))
 
 
+def test_models_without_reasoning_have_no_curve_by_budget(folder: Path, tmp_path: Path) -> None:
+    """They were asked once, and the same answers stand for every budget."""
+    results = read_results(folder)
+    assert "By thinking budget" in Path(report(folder).html).read_text("utf-8")
+    one = next(artifact for artifact in results.artifacts if artifact.accuracy)
+    assert one.accuracy
+    without = replace(one, accuracy=replace(one.accuracy, takes_budgets=False))
+    write_results(tmp_path, replace(results, artifacts=(without,), teacher=None, reference=None, gate=()))
+    text = Path(report(tmp_path).html).read_text("utf-8")
+    assert "By thinking budget" not in text
+    assert "By length" in text
+
+
 def test_the_csv_holds_every_number(folder: Path) -> None:
     with (folder / "results.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

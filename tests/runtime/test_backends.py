@@ -297,6 +297,44 @@ def test_more_cache_than_one_sequence_may_use(opened: Any, reference: np.ndarray
     assert error.value.code == "cache-full"
 
 
+def test_whole_contexts_are_caches_of_their_own(bundles: dict[str, Path], reference: np.ndarray) -> None:
+    """Four contexts of 256: what one sequence holds takes no room from the others, and its forks are copies."""
+    path = bundles["gguf"] / "model.gguf"
+    backend = LlamaBackend(path, context=256, threads=1, cache_tokens=1024)
+    assert (backend.max_sequences, backend.cache_tokens, backend.shares_prefix) == (4, 1024, False)
+    first = backend.prefill(TOKENS[:150])
+    second = backend.prefill(TOKENS[:20])
+    (child,) = backend.fork(second, 1)
+    backend.release(second)
+    third = backend.prefill(TOKENS[:100])  # where the fork's past was copied from
+    assert_close(backend.step([child], [TOKENS[20]])[0], reference[20])
+    rows = backend.step([third, child], [TOKENS[100], TOKENS[21]])
+    assert_close(rows[0], reference[100])
+    assert_close(rows[1], reference[21])
+    state = backend.save(child)
+    backend.rewind(child, 5)
+    backend.extend(child, TOKENS[5:60])
+    again = backend.restore(state, 22)
+    rows = backend.step([again, child], [TOKENS[22], TOKENS[60]])
+    assert_close(rows[0], reference[22])
+    assert_close(rows[1], reference[60])
+    with pytest.raises(ResourceError, match="all of 4 sequences are in use"):
+        backend.prefill(TOKENS[:5])
+    for sequence in (third, again):
+        backend.release(sequence)
+    rows = backend.step([first, child], [TOKENS[150 - 1], TOKENS[61]])  # over a free one, which stays empty
+    assert_close(rows[1], reference[61])
+    assert_close(fresh(backend, TOKENS[:100]), reference[99])
+    for sequence in (first, child):
+        backend.release(sequence)
+    forced = np.concatenate([rows.copy() for rows in backend.teacher_force(TOKENS, 40)])
+    assert_close(forced[0], reference[40])
+    backend.close()
+    shared = LlamaBackend(path, context=200, threads=1, cache_tokens=800)
+    assert shared.shares_prefix
+    shared.close()
+
+
 def test_default_cache_is_what_fits_in_memory(bundles: dict[str, Path], monkeypatch: Any) -> None:
     path = bundles["onnx"] / "model.onnx"
     for fitting, expected in ((1000, 1000), (10, CONTEXT_LENGTH), (10**9, 64 * CONTEXT_LENGTH)):

@@ -145,6 +145,10 @@ def _cells(entry: Entry) -> list[AccuracyCell]:
 
 
 def _by_budget(entries: Sequence[Entry]) -> Chart | None:
+    """None when no model takes budgets: each was asked once, and the same answers stand for all of them."""
+    accuracies = [entry.artifact.accuracy for entry in entries]
+    if not any(accuracy and accuracy.takes_budgets for accuracy in accuracies):
+        return None
     budgets = sorted({cell.budget for entry in entries for cell in _cells(entry)})
     series = []
     for entry in entries:

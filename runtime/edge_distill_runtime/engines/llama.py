@@ -34,6 +34,7 @@ from edge_distill_runtime.errors import BackendError, BundleError, InputError, M
 __all__ = ["LlamaBackend", "library"]
 
 _BATCH = 512
+_MOST_BETWEEN = 3  # free caches between two others that run in one batch with them
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _LOG: deque[str] = deque(maxlen=8)  # libllama's last errors, for messages
 _library: Any = None
@@ -74,10 +75,10 @@ class LlamaBackend(LocalBackend):
     """A GGUF file in libllama. The file must have passed `validate_gguf`: libllama dies on hostile headers.
 
     All sequences share one cache of `cache_tokens` tokens, by default `context`; forks share the tokens that
-    they have in common. `kv_cache` is the precision of keys and values: f16, q8_0 or q4_0.
+    they have in common. Where `cache_tokens` is several whole contexts, each a multiple of 256, there are as many
+    sequences, each with a cache of its own, and forks copy: attention then passes over no other sequence's tokens.
+    `kv_cache` is the precision of keys and values: f16, q8_0 or q4_0.
     """
-
-    shares_prefix = True
 
     def __init__(
         self,
@@ -113,15 +114,18 @@ class LlamaBackend(LocalBackend):
     def _open_context(self, context: int, cells: int, threads: int, kv_cache: str) -> None:
         llama = self._llama
         self.vocab_size: int = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
-        self.max_sequences = most_sequences(self.vocab_size)
+        self._most_rows = most_sequences(self.vocab_size)
+        apart = _caches(context, cells, self._most_rows)
+        self.max_sequences = apart or self._most_rows
+        self.shares_prefix = not apart
         parameters = llama.llama_context_default_params()
         parameters.n_ctx = cells
-        parameters.n_batch = parameters.n_ubatch = min(_BATCH, max(context, self.max_sequences))
+        parameters.n_batch = parameters.n_ubatch = min(_BATCH, max(context, self._most_rows))
         # libllama reserves logits for as many outputs as a call may have, 512 by default
-        parameters.n_seq_max = parameters.n_outputs_max = self.max_sequences
-        parameters.n_outputs_max_per_seq = self.max_sequences
+        parameters.n_outputs_max = parameters.n_outputs_max_per_seq = self._most_rows
+        parameters.n_seq_max = self.max_sequences
         parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.kv_unified = True  # forks share the cells of their common past
+        parameters.kv_unified = self.shares_prefix  # forks share the cells of their common past
         parameters.swa_full = True  # else rewinding past the sliding window is impossible
         parameters.no_perf = True
         parameters.type_k = parameters.type_v = getattr(llama, f"GGML_TYPE_{kv_cache.upper()}")
@@ -142,7 +146,7 @@ class LlamaBackend(LocalBackend):
         self._layout = StateLayout(
             "libllama", *(size(self._model) for size in shape), self._long_frequencies(), parameters.type_k
         )
-        self._free = list(range(self.max_sequences - 1, -1, -1))
+        self._free = list(range(self.max_sequences))
         self._make_batch(int(parameters.n_batch))
 
     def _long_frequencies(self) -> bool:
@@ -150,13 +154,14 @@ class LlamaBackend(LocalBackend):
         if self._metadata("rope.scaling.type") != "longrope":
             return False
         original = int(self._metadata("rope.scaling.original_context_length") or 0)
-        if self.context_length <= original < self.cache_tokens:
+        size = self.cache_tokens if self.shares_prefix else self.context_length
+        if self.context_length <= original < size:
             raise InputError(
                 "cache-too-large",
-                f"a cache of {self.cache_tokens} tokens changes the positions of this model, made for {original}",
+                f"a cache of {size} tokens changes the positions of this model, made for {original}",
                 f"load with cache_tokens of at most {original}",
             )
-        return self.cache_tokens > original
+        return size > original
 
     def _metadata(self, key: str) -> str:
         """The model's text under a key that starts with the architecture; empty when there is none."""
@@ -214,23 +219,46 @@ class LlamaBackend(LocalBackend):
 
     def step(self, sequences: SequenceOf[Sequence], tokens: SequenceOf[int]) -> Floats:
         check_step(sequences, tokens, self)
-        count = len(sequences)
         with self._lock:
-            for index, sequence in enumerate(sequences):
+            between, count, last = [], 0, -1
+            for sequence, token in zip(sequences, tokens, strict=True):
                 if self._context is None or sequence.slot < 0:
                     self._check_live(sequence)
-                self._tokens[index] = tokens[index]
-                self._positions[index] = sequence.length
-                self._slots[index] = sequence.slot
-                self._wanted[index] = 1
-            self._decode(count)
-            rows = self._rows(count)
+                if not self.shares_prefix and count:
+                    between += (free := self._free_between(last, sequence.slot))
+                    for slot in free:
+                        self._put(count, 0, 0, slot, False)
+                        count += 1
+                last = sequence.slot
+                self._put(count, token, sequence.length, last, True)
+                count += 1
+            try:
+                self._decode(count)
+            finally:
+                for slot in between:
+                    self._llama.llama_memory_seq_rm(self._memory, slot, -1, -1)
+            rows = self._rows(len(sequences))
             for index, sequence in enumerate(sequences):
                 sequence.length += 1
                 sequence._logits = rows[index]
             self._stepped = list(sequences)
         check_finite(rows)
         return rows
+
+    def _put(self, index: int, token: int, position: int, slot: int, wanted: bool) -> None:
+        self._tokens[index] = token
+        self._positions[index] = position
+        self._slots[index] = slot
+        self._wanted[index] = wanted
+
+    def _free_between(self, slot: int, other: int) -> range:
+        """What lies between two slots, when it is little and free: it is computed too, and forgotten.
+
+        libllama runs caches of their own in one batch only where their numbers follow each other; another pass over
+        the weights would take longer.
+        """
+        slots = range(slot + 1, other)
+        return slots if len(slots) <= _MOST_BETWEEN and all(one in self._free for one in slots) else range(0)
 
     def _decode(self, count: int) -> None:
         """Run the batch's first `count` tokens."""
@@ -258,10 +286,8 @@ class LlamaBackend(LocalBackend):
             raise BackendError("decode-failed", f"libllama returned no logits: {_last_error()}")
         address = ctypes.addressof(pointer.contents)
         if address != self._rows_at:
-            memory = (ctypes.c_float * (self.max_sequences * self.vocab_size)).from_address(address)
-            self._all_rows: Floats = np.ctypeslib.as_array(memory).reshape(
-                self.max_sequences, self.vocab_size
-            )
+            memory = (ctypes.c_float * (self._most_rows * self.vocab_size)).from_address(address)
+            self._all_rows: Floats = np.ctypeslib.as_array(memory).reshape(self._most_rows, self.vocab_size)
             self._rows_at = address
         return self._all_rows[:count]
 
@@ -344,7 +370,9 @@ class LlamaBackend(LocalBackend):
             raise ResourceError(
                 "too-many-sequences", f"all of {self.max_sequences} sequences are in use", "release some"
             )
-        return Sequence(self._free.pop())
+        slot = min(self._free)  # side by side where possible
+        self._free.remove(slot)
+        return Sequence(slot)
 
     def teacher_force(self, tokens: SequenceOf[int], start: int = 0) -> Iterator[Floats]:
         array = check_tokens(tokens, self.vocab_size)
@@ -355,7 +383,7 @@ class LlamaBackend(LocalBackend):
             at = 0
             while at < len(array):
                 # without logits up to `start`, in full batches; then as many as the buffer of logits holds
-                stop = min(at + self._batch_size, start) if at < start else at + self.max_sequences
+                stop = min(at + self._batch_size, start) if at < start else at + self._most_rows
                 chunk = array[at:stop]
                 with self._lock:
                     self._check_live(sequence)
@@ -382,6 +410,15 @@ class LlamaBackend(LocalBackend):
                 self._llama.llama_free(context)
             if model:
                 self._llama.llama_model_free(model)
+
+
+def _caches(context: int, cells: int, most: int) -> int:
+    """How many sequences get a cache of their own: 0 where `cells` are not 2 to `most` whole contexts.
+
+    libllama makes a sequence's own cache of a multiple of 256 tokens.
+    """
+    count, rest = divmod(cells, context)
+    return count if 2 <= count <= most and not (rest or context % 256) else 0
 
 
 def _pointer(array: np.ndarray[Any, np.dtype[np.uint8]]) -> Any:
