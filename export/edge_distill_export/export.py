@@ -231,8 +231,8 @@ def _quantize(
     layers: dict[int | None, dict[str, QuantizedTensor]] = {None: {}}
     importance: dict[str, np.ndarray] = {}
     embeddings = {}
-    wanted = {target.bits for target in targets if target.bits} | ({4} if automatic else set())
-    if wanted:
+    wanted = {target.bits for target in targets if target.bits}
+    if wanted or automatic:
         embeddings = {
             name: quantize_rtn(model.get_parameter(name).data, 8, name) for name in embedding_names(model)
         }
@@ -247,7 +247,9 @@ def _quantize(
     }
     choices: dict[Target, dict[str, Any]] = {}
     if automatic and calibration:
-        chosen = mixed_tensors(source, automatic, method, calibration, deciding, layers[4], out)
+        # each tensor's own error, which must not hold what makes up for those of others: these may get 8 bits
+        plain, _ = _quantize_layers(source, 4, method, calibration, embeddings, compensate=False)
+        chosen = mixed_tensors(source, automatic, method, calibration, deciding, plain, out)
         for target in automatic:
             assert target.budget is not None
             tensors[target] = chosen[target.budget].tensors
@@ -261,6 +263,8 @@ def _quantize_layers(
     method: Method,
     calibration: Calibration | None,
     embeddings: Mapping[str, QuantizedTensor],
+    *,
+    compensate: bool = True,
 ) -> tuple[dict[str, QuantizedTensor], dict[str, np.ndarray]]:
     """The linear layers on the grid, and with GPTQ the importance of their inputs."""
     from edge_distill_export.gptq import quantize_gptq
@@ -269,7 +273,7 @@ def _quantize_layers(
     names = linear_names(model.config)
     if bits == 4 and method == "gptq" and calibration:
         with stage("Quantizing layers with GPTQ", len(names)) as advance:
-            found = quantize_gptq(model, calibration.texts, names, embeddings, advance)
+            found = quantize_gptq(model, calibration.texts, names, embeddings, advance, compensate=compensate)
         return found.tensors, found.importance
     with stage(f"Rounding layers to {bits} bits", len(names)) as advance:
         layers = {}

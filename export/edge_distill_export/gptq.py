@@ -62,11 +62,14 @@ def quantize_gptq(
     embeddings: Mapping[str, QuantizedTensor],
     advance: Callable[[], None],
     high: Collection[str] = (),
+    *,
+    compensate: bool = True,
 ) -> Quantized:
     """Quantize the layers in `names` to 4 bits, one after the other, each seeing the quantized ones before it.
 
     `embeddings` are already quantized and stand in from the start. Layers in `high` are rounded to 8 bits instead,
-    and have no importance. The model's own weights stay as they are.
+    and have no importance. With `compensate`, each makes up for what those before it have lost. The model's own weights
+    stay as they are.
     """
     result = Quantized({}, {})
     last: dict[str, Any] = {"seen": None}
@@ -78,9 +81,9 @@ def quantize_gptq(
             give_back_freed_memory()  # some 110 MB for SmolLM2, just before the most is needed
         if last["seen"] is not seen:
             last.update(seen=seen, hessian=Hessian(second_moment(seen.inputs), name))
-            last["drift"] = input_drift(seen)
+            last["drift"] = input_drift(seen) if compensate else None
         hessian = last["hessian"]
-        wanted = compensated(weight, seen, last["drift"], hessian)
+        wanted = compensated(weight, seen, last["drift"], hessian) if compensate else weight
         if name in high:
             result.tensors[name] = quantize_rtn(wanted, 8, name)
         else:
