@@ -83,9 +83,12 @@ def replace_linears(
             seen = Seen(_parts(inputs, filled), _parts(exact, filled), lacking)
             last.update(activations=activations, seen=seen)
         replacement = replace(name, module.weight.data, last["seen"])
-        linear = torch.nn.functional.linear
-        outputs = [linear(exact, module.weight, module.bias), linear(inputs, replacement, module.bias)]
-        return torch.cat(outputs)
+        outputs = activations.new_empty(*activations.shape[:-1], len(replacement))
+        for weight, part, out in zip(
+            (module.weight, replacement), (exact, inputs), outputs.chunk(2), strict=True
+        ):
+            torch.matmul(part, weight.T, out=out)
+        return outputs if module.bias is None else outputs.add_(module.bias)
 
     with torch.inference_mode(), _ResidualStreams(model) as streams, _computing(model, names, compute):
         embedded = [model.get_input_embeddings()(tokens)]

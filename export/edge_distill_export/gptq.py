@@ -116,28 +116,25 @@ def quantize_table(model: PreTrainedModel, texts: Sequence[Text], name: str) -> 
 
 def second_moment(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     """X^T X / n [columns, columns] of inputs [tokens, columns] in parts."""
-    import torch
-
-    columns = inputs[0].shape[1]
-    total = torch.zeros(columns, columns)
-    for part in inputs:
-        total.addmm_(part.T, part)
-    return total / sum(map(len, inputs))
+    return cross_moment((part, part) for part in inputs)
 
 
 def input_drift(seen: Seen) -> torch.Tensor:
     """(E - X)^T X / n [columns, columns] of the checkpoint's own inputs E and the inputs X."""
     pairs = zip(seen.exact, seen.inputs, strict=True)
-    return cross_moment(((exact - inputs, inputs) for exact, inputs in pairs), sum(map(len, seen.inputs)))
+    return cross_moment((exact - inputs, inputs) for exact, inputs in pairs)
 
 
-def cross_moment(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], tokens: int) -> torch.Tensor:
+def cross_moment(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """Y^T X / n [rows, columns] of activations Y [tokens, rows] and X [tokens, columns] in parts."""
     import torch
 
-    total = torch.zeros(())
+    total, tokens = torch.zeros(1, 1), 0
     for left, right in pairs:
-        total = total + left.T @ right
+        if not tokens:
+            total = torch.zeros(left.shape[1], right.shape[1])
+        total.addmm_(left.T, right)
+        tokens += len(right)
     return total / tokens
 
 
@@ -149,13 +146,11 @@ def compensated(weight: torch.Tensor, seen: Seen, drift: torch.Tensor, hessian: 
     leaves W where little is known. Without R this is the aim of GPTAQ (Li et al. 2025, arXiv:2504.02692), in closed
     form. Few tokens would fit noise: V - W is shrunk by what of Y it would explain on other text.
     """
-    import torch
-
     lacking = weight @ drift
     if seen.residual_drift is not None:
         pairs = zip(seen.residual_drift, seen.inputs, strict=True)
-        lacking += cross_moment(pairs, sum(map(len, seen.inputs)))
-    change = torch.linalg.solve(hessian.matrix.double(), lacking.T.double()).T.float()
+        lacking += cross_moment(pairs)
+    change = lacking @ hessian.inverse
     explained = float((lacking * change).sum()) / max(_lacking_energy(weight, seen), 1e-30)
     return weight + shrinkage(explained, sum(map(len, seen.inputs)), weight.shape[1]) * change
 
@@ -197,9 +192,12 @@ class Hessian:
             factor, failed = torch.linalg.cholesky_ex(ordered)
             if failed:
                 continue
-            inverse, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
-            if not failed and torch.isfinite(inverse).all():
-                self.inverse_factor = inverse.float()
+            inverse = torch.cholesky_inverse(factor)
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            if not failed and torch.isfinite(upper).all():
+                self.inverse_factor = upper.float()
+                back = self.order.argsort()
+                self.inverse = inverse[back][:, back].float()
                 return
         raise InputError(
             "singular-hessian",

@@ -179,7 +179,7 @@ def test_weights_make_up_for_what_was_lost() -> None:
     drifted = exact @ (torch.eye(64) + 0.1 * torch.randn(64, 64, generator=generator))
     lacking = drifted @ torch.randn(64, 5, generator=generator)
     hessian = Hessian(drifted.T @ drifted / 900, "layer")
-    hessian.matrix = drifted.T @ drifted / 900  # without damping
+    hessian.inverse = (drifted.T @ drifted / 900).inverse()  # without damping
     seen = Seen(list(drifted.split(300)), list(exact.split(300)), list(lacking.split(300)))
     found = compensated(weight, seen, input_drift(seen), hessian)
     wanted = (exact @ weight.T + lacking).double()
