@@ -90,7 +90,12 @@ def replace_linears(
             torch.matmul(part, weight.T, out=out)
         return outputs if module.bias is None else outputs.add_(module.bias)
 
-    with torch.inference_mode(), _ResidualStreams(model) as streams, _computing(model, names, compute):
+    with (
+        torch.inference_mode(),
+        _ResidualStreams(model) as streams,
+        _computing(model, names, compute),
+        _lean(model),
+    ):
         embedded = [model.get_input_embeddings()(tokens)]
         # in float32 only while they are looked up: they are large
         with replaced_weights(model, {name: e.dequantize() for name, e in embeddings.items()}):
@@ -98,6 +103,25 @@ def replace_linears(
         model.get_decoder()(
             inputs_embeds=torch.cat(embedded), position_ids=positions.repeat(2, 1), use_cache=False
         )
+
+
+@contextmanager
+def _lean(model: PreTrainedModel) -> Iterator[None]:
+    """MLPs multiply in place: a third less of what is the most of all memory here."""
+
+    def forward(mlp: Any, hidden: torch.Tensor) -> torch.Tensor:
+        gate: torch.Tensor = mlp.act_fn(mlp.gate_proj(hidden))
+        output: torch.Tensor = mlp.down_proj(gate.mul_(mlp.up_proj(hidden)))
+        return output
+
+    mlps = [layer.mlp for layer in model.get_decoder().layers if hasattr(layer.mlp, "gate_proj")]
+    try:
+        for mlp in mlps:
+            mlp.forward = partial(forward, mlp)
+        yield
+    finally:
+        for mlp in mlps:
+            vars(mlp).pop("forward", None)
 
 
 class _ResidualStreams:
