@@ -7,11 +7,15 @@
 # [tool.edge-distill-peers]
 # opens = ["checkpoint", "onnx"]
 # ///
-"""optimum's ORTModelForCausalLM: on its own fp32 export, and on our ONNX bundle."""
+"""optimum's ORTModelForCausalLM: on its own fp32 export, and on our ONNX bundle.
+
+It reads the model's config.json, which a bundle does not hold: a copy of the graph gets that of its own export.
+"""
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,8 +30,11 @@ class OptimumOrt(Peer):
 
     @classmethod
     def prepare(cls, options: argparse.Namespace) -> None:
-        folder = Path(options.folder) / "onnx"
-        if is_bundle(options.model) or (folder / "config.json").exists():
+        folder = folder_of(options)
+        if (folder / "config.json").exists():
+            return
+        if is_bundle(options.model):
+            copy_bundle(Path(options.model), folder, Path(options.folder) / "onnx" / "config.json")
             return
         from optimum.onnxruntime import ORTModelForCausalLM
 
@@ -44,7 +51,7 @@ class OptimumOrt(Peer):
         torch.set_num_threads(options.threads)
         session = onnxruntime.SessionOptions()
         session.intra_op_num_threads = options.threads
-        self.folder = Path(options.model) if is_bundle(options.model) else Path(options.folder) / "onnx"
+        self.folder = folder_of(options)
         self.model = ORTModelForCausalLM.from_pretrained(
             self.folder, session_options=session, trust_remote_code=False
         )
@@ -58,6 +65,18 @@ class OptimumOrt(Peer):
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         return logits(self.model, tokens)
+
+
+def folder_of(options: argparse.Namespace) -> Path:
+    return Path(options.folder) / (Path(options.model).name if is_bundle(options.model) else "onnx")
+
+
+def copy_bundle(bundle: Path, folder: Path, config: Path) -> None:
+    """Copied, not linked: ONNX Runtime wants a graph's data beside it, and a bundle wants no second link."""
+    folder.mkdir(exist_ok=True)
+    for path in bundle.glob("model.onnx*"):
+        shutil.copyfile(path, folder / path.name)
+    shutil.copyfile(config, folder / "config.json")
 
 
 def is_bundle(path: str) -> bool:

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import shlex
 import subprocess
 import sys
 import time
@@ -26,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from environments import HERE, Header, PeerError, environment, last_words, python_of, scripts
+from heading import heading
 from kept import Kept, Measured, key_of, today
 from protocol import LINE
 from table import Entry, place, table
 from work import Work, count_right, make_work, mean_kl
 
-from edge_distill_bench.measure import in_turn, this_machine
+from edge_distill_bench.measure import in_turn
 from edge_distill_bench.noise import fixed_computation
-from edge_distill_bench.results import mean_and_deviation
 from edge_distill_runtime import EdgeDistillError, load
 from edge_distill_runtime.bundles.opening import find
 
@@ -197,42 +195,6 @@ class League:
             print(f"{peer.name}: {peer.error}", file=sys.stderr)
 
 
-def heading(options: argparse.Namespace, league: League) -> str:
-    """Command, machine, versions and date."""
-    machine = this_machine()
-    versions: dict[str, str] = {}
-    for one in (one for peer in league.peers for one in peer.measured):
-        versions |= one.line["versions"]
-    speeds = [one for peer in league.peers for one in peer.speed]
-    mean, deviation = mean_and_deviation([one.noise for one in speeds]) if speeds else (0.0, 0.0)
-    dates = sorted({one.date for peer in league.peers for one in peer.measured} or {today()})
-    said = ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
-    return "\n".join(
-        [
-            f"Measured on {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}: {machine.cpu}, {machine.cpus} CPUs, "
-            f"{options.threads} threads, {platform.system()}, Python {platform.python_version()}; "
-            f"load of at most {max((one.load for one in speeds), default=0.0):.1f} before a call; {options.rounds} "
-            f"rounds in turn; a fixed computation before each varied by {deviation / mean if mean else 0:.1%}.",
-            "",
-            f"Versions: {said}.",
-            "",
-            "```",
-            f"python benchmarks/peers/run.py {shown(options)}",
-            "```",
-        ]
-    )
-
-
-def shown(options: argparse.Namespace) -> str:
-    """The command without the machine's paths."""
-    parts = [Path(options.checkpoint).name.upper()]
-    parts += [Path(bundle).name for bundle in options.bundles]
-    parts += ["--folder FOLDER", "--envs ENVS", "--programs PROGRAMS"]
-    parts += [f"--rounds {options.rounds}", f"--threads {options.threads}", f"--items {options.items}"]
-    parts += [f"--only {shlex.quote(name)}" for name in options.only]
-    return " ".join(parts)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -254,7 +216,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = table([peer.entry for peer in peers], len(work.problems))
     print(text)
     if options.markdown:
-        document = f"{heading(options, league)}\n\n{text}"
+        speeds = [one for peer in peers for one in peer.speed]
+        measured = [one for peer in peers for one in peer.measured]
+        document = f"{heading(options, measured, speeds)}\n\n{text}"
         options.markdown.write_text(place(options.markdown.read_text(), document))
     print(json.dumps([summary(peer.entry) for peer in peers]))
     return 0

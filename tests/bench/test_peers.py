@@ -295,6 +295,8 @@ SCRIPTS = ("ctranslate2_int8", "transformers_bf16")
 
 def test_calls_add_rounds_to_what_is_kept(files: Path, tmp_path: Path) -> None:
     run = module("run")
+    options = heading_options(tmp_path)
+    assert "Speed has not been measured yet." in run.heading(options, [], [])
     first = Fake(run, files, tmp_path, 1).measure()
     assert [part for _, part in first.asked] == ["quality", "quality", "speed", "speed"]
     second = Fake(run, files, tmp_path, 3).measure()
@@ -304,8 +306,11 @@ def test_calls_add_rounds_to_what_is_kept(files: Path, tmp_path: Path) -> None:
     (entry, _) = (peer.entry for peer in third.league.peers)
     assert [line["decode_tps"] for line in entry.speed] == [[103.0], [101.0], [103.0]]
     assert entry.quality["kl"] == 0.5
-    heading = run.heading(heading_options(tmp_path), third.league)
-    assert "load of at most 0.3 before a call; 3 rounds in turn" in heading
+    peers = third.league.peers
+    measured = [one for peer in peers for one in peer.measured]
+    speeds = [one for peer in peers for one in peer.speed]
+    heading = run.heading(options, measured, speeds)
+    assert "Speed: 1 threads, 3 rounds in turn, a load of at most 0.3 before a call" in heading
     assert "Versions: numpy 2." in heading
 
 
