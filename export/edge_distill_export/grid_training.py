@@ -57,31 +57,34 @@ class _Layer:
     """A linear layer; `weight` is the leaf that passes compute with and whose gradient is taken at once."""
 
     def __init__(self, tensor: QuantizedTensor, pace: Pace, dtype: torch.dtype) -> None:
-        rows, columns = tensor.integers.shape
         self._pace = pace
-        self._integers = torch.from_numpy(tensor.integers).reshape(rows, -1, BLOCK_SIZE)
         self._scales = torch.from_numpy(tensor.scales).float()
-        self.weight = torch.empty(rows, columns, dtype=dtype)
+        self.weight = torch.empty(tensor.integers.shape, dtype=dtype)
         self._compute()
         self.weight.requires_grad_().register_post_accumulate_grad_hook(self._take)
 
     def tensor(self) -> QuantizedTensor:
-        """What passes compute with now, on the grid exactly; a copy."""
-        return from_blocks(self._integers.clone(), self._scales, 4)
+        """What passes compute with now, on the grid exactly."""
+        return from_blocks(self._integers(), self._scales, 4)
+
+    def _integers(self) -> torch.Tensor:
+        """[rows, blocks, 32]."""
+        raise NotImplementedError
+
+    def _learn(self, gradient: torch.Tensor) -> None:
+        """Take the gradient [rows, blocks, 32] of the weights."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def _take(self, weight: torch.Tensor) -> None:
         assert weight.grad is not None
-        gradient, weight.grad = weight.grad.float().reshape(self._integers.shape), None
-        self._learn(gradient)
+        gradient, weight.grad = weight.grad, None
+        self._learn(gradient.float().reshape(*self._scales.shape, BLOCK_SIZE))
         self._compute()
-
-    def _learn(self, gradient: torch.Tensor) -> None:
-        raise NotImplementedError
 
     @torch.no_grad()
     def _compute(self) -> None:
-        self.weight.copy_((self._integers * self._scales[..., None]).reshape(self.weight.shape))
+        self.weight.copy_((self._integers() * self._scales[..., None]).reshape(self.weight.shape))
 
 
 class Scales(_Layer):
@@ -91,13 +94,17 @@ class Scales(_Layer):
     """Of a scale, in an update."""
 
     def __init__(self, tensor: QuantizedTensor, pace: Pace, dtype: torch.dtype) -> None:
+        self._fixed = to_blocks(torch.from_numpy(tensor.integers))
         super().__init__(tensor, pace, dtype)
         self._behind = self._scales.clone()
         self._steps = self._scales.abs() * self.RATE
         self._average = _Average(self._scales)
 
+    def _integers(self) -> torch.Tensor:
+        return self._fixed
+
     def _learn(self, gradient: torch.Tensor) -> None:
-        direction = self._average.direction((gradient * self._integers).sum(-1), self._pace.step)
+        direction = self._average.direction((gradient * self._fixed).sum(-1), self._pace.step)
         self._behind -= direction.mul_(self._steps).mul_(self._pace.factor)
         self._scales = self._behind.half().float()
 
@@ -115,22 +122,24 @@ class Integers(_Layer):
     def __init__(
         self, tensor: QuantizedTensor, original: torch.Tensor, pace: Pace, dtype: torch.dtype
     ) -> None:
-        super().__init__(tensor, pace, dtype)
-        inverse = (1.0 / self._scales).nan_to_num(0.0, 0.0, 0.0)[..., None]
-        rest = (to_blocks(original) * inverse).sub_(self._integers)
+        scales = torch.from_numpy(tensor.scales).float()[..., None]
+        integers = to_blocks(torch.from_numpy(tensor.integers))
+        rest = (to_blocks(original) * (1.0 / scales).nan_to_num(0.0, 0.0, 0.0)).sub_(integers)
         mirrored = rest.sign() * (1 - rest.abs()).clamp_min(0.0)
         rest = torch.where(rest.abs() > 0.5, mirrored, rest).clamp_(-_INSIDE, _INSIDE)
-        self._behind = rest.add_(self._integers)
+        self._behind = rest.add_(integers)
+        super().__init__(tensor, pace, dtype)
         self._average = _Average(self._behind)
-        self._signs = self._scales.sign()[..., None]
+
+    def _integers(self) -> torch.Tensor:
+        return self._behind.round()
 
     def _learn(self, gradient: torch.Tensor) -> None:
-        direction = self._average.direction(gradient, self._pace.step).mul_(self._signs)
+        # by the weight itself: the gradient by the integer has the scale's sign, and Adam forgets its size
+        direction = self._average.direction(gradient, self._pace.step).mul_(self._scales.sign()[..., None])
         low, high = limits(4)
-        self._behind.sub_(direction, alpha=self.RATE * self._pace.factor).clamp_(
-            low - _INSIDE, high + _INSIDE
-        )
-        self._integers = self._behind.round().to(torch.int8)
+        self._behind.sub_(direction, alpha=self.RATE * self._pace.factor)
+        self._behind.clamp_(low - _INSIDE, high + _INSIDE)
 
 
 class Norm:
