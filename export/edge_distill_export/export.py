@@ -42,9 +42,10 @@ from edge_distill_export.model_card import write_card
 from edge_distill_export.parity import Parity, References
 from edge_distill_export.plan import Plan, plan
 from edge_distill_export.progress import stage
-from edge_distill_export.repair import Repaired, Stages, repair_tensors
-from edge_distill_export.repair_text import RepairText, repair_texts
-from edge_distill_export.targets import Budget, Target, parse_budgets, parse_targets
+from edge_distill_export.repair import Repaired, Stages
+from edge_distill_export.repair_targets import check_repair, repaired_targets
+from edge_distill_export.repair_text import repair_texts
+from edge_distill_export.targets import Target, parse_budgets, parse_targets
 from edge_distill_runtime import load
 from edge_distill_runtime.bundles.manifest import Manifest
 from edge_distill_runtime.errors import InputError, ParityError
@@ -81,10 +82,8 @@ class _Quantization:
     """The K-quants' matrix."""
     choices: dict[Target, dict[str, Any]]
     """Of mixed precision, for the manifest."""
-    norms: dict[Target, Mapping[str, np.ndarray]] = field(default_factory=dict)
-    """Norms' weights that were repaired, by parameter name; the checkpoint's elsewhere."""
-    repairs: dict[Target, dict[str, Any]] = field(default_factory=dict)
-    """What the repair did, for the manifest."""
+    repairs: dict[Target, Repaired] = field(default_factory=dict)
+    """What targets learned after that; `tensors` has it already."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +136,9 @@ def export(
         list[float] | None, "The same as mean KL divergence in nats per token; may be repeated"
     ] = None,
     method: Annotated[Method, "How 4-bit integers are chosen: rtn rounds, gptq calibrates"] = "gptq",
-    repair: Annotated[int, "Learn so many steps after gptq, where 4-bit integers then lie better"] = 0,
+    repair: Annotated[int, "Steps in which 4-bit tensors learn from the checkpoint after gptq"] = 0,
     repair_stages: Annotated[
-        Stages, "What the repair learns: scales (and norms), integers, or both"
+        Stages, "What the repair learns beside norms: scales, integers, or both"
     ] = "both",
     calibrate: Annotated[
         Path | None, "Reasoning traces (JSON Lines); by default the student writes its own"
@@ -160,7 +159,7 @@ def export(
     if limit_kl is not None and not limit_kl > 0:
         raise InputError("bad-limit", f"--limit-kl is {limit_kl}", "give a number above 0")
     if repair:
-        _check_repair(repair, targets, method)
+        check_repair(repair, targets, method)
     if dry_run:
         return plan(checkpoint, context=context, to=to, size=size, kl=kl)
     with stage("Loading the checkpoint"):
@@ -179,7 +178,9 @@ def export(
     made = _quantize(source, targets, method, calibration, deciding, out)
     if repair:
         text = repair_texts(source, calibrate, deciding, repair, out)
-        made = _repaired(source, made, text, repair, repair_stages)
+        repairs = repaired_targets(source, made.tensors, text, repair, repair_stages, out)
+        learned = {target: found.tensors for target, found in repairs.items()}
+        made = replace(made, tensors={**made.tensors, **learned}, repairs=repairs)
     with ExitStack() as stack:
         stages = {target: stack.enter_context(staged(place)) for target, place in places.items()}
         manifests = _write(source, stages, method, calibration, made)
@@ -230,25 +231,6 @@ def _calibrates(target: Target, method: Method) -> bool:
     return target.k_quant or target.budget is not None or (target.bits == 4 and method == "gptq")
 
 
-def _check_repair(steps: int, targets: Sequence[Target], method: Method) -> None:
-    if steps < 0:
-        raise InputError("bad-repair", f"--repair is {steps}", "give a number of steps, such as 160")
-    if method != "gptq":
-        raise InputError(
-            "repair-without-gptq", f"--repair goes on from gptq, the method is {method}", "use --method gptq"
-        )
-    if not any(map(_is_repaired, targets)):
-        raise InputError(
-            "nothing-to-repair",
-            f"none of {', '.join(map(str, targets))} has 4-bit integers of the shared grid",
-            "repair gguf:q4_0, onnx:int4, gguf:auto or onnx:auto",
-        )
-
-
-def _is_repaired(target: Target) -> bool:
-    return target.bits == 4 or target.budget is not None
-
-
 def _quantize(
     source: Source,
     targets: Sequence[Target],
@@ -288,27 +270,6 @@ def _quantize(
             tensors[target] = chosen[target.budget].tensors
             choices[target] = chosen[target.budget].record
     return _Quantization(tensors, importance, choices)
-
-
-def _repaired(
-    source: Source, made: _Quantization, text: RepairText, steps: int, stages: Stages
-) -> _Quantization:
-    """The same with learned tensors and norms: once for int4 and once a budget, for both formats."""
-    done: dict[Budget | None, Repaired] = {}
-    tensors, norms, repairs = dict(made.tensors), dict(made.norms), dict(made.repairs)
-    for target in filter(_is_repaired, made.tensors):
-        if target.budget not in done:
-            done[target.budget] = repair_tensors(
-                source.checkpoint.model,
-                tensors[target],
-                text,
-                source.checkpoint.tokenizer,
-                steps=steps,
-                stages=stages,
-            )
-        found = done[target.budget]
-        tensors[target], norms[target], repairs[target] = found.tensors, found.norms, found.record
-    return replace(made, tensors=tensors, norms=norms, repairs=repairs)
 
 
 def _quantize_layers(
@@ -352,14 +313,15 @@ def _write(
                 floats = stack.enter_context(float_source(source, made.importance, out))
         for target, directory in stages.items():
             with stage(f"Writing {target}"):
-                with replaced_weights(source.checkpoint.model, made.norms.get(target, {})):
+                repaired = made.repairs.get(target)
+                with replaced_weights(source.checkpoint.model, repaired.norms if repaired else {}):
                     write_model(source, target, directory, made.tensors[target], floats)
                 used = _method_of(target, method)
                 lineage = _lineage(source, calibration if _calibrates(target, method) else None)
                 if target in made.choices:
                     lineage["precision_choice"] = made.choices[target]
-                if target in made.repairs:
-                    lineage["repair"] = made.repairs[target]
+                if repaired:
+                    lineage["repair"] = repaired.record
                 lengths = calibration.reasoning_lengths if calibration else None
                 manifest = make_manifest(source, target, directory, used, lineage, lengths)
                 manifests[target] = seal(directory, manifest)

@@ -1,6 +1,7 @@
 """Repair after quantization: a quantized student learns from the float32 one on fresh text, on the grid throughout.
 
-Stage by stage: block scales and norms with the integers frozen, then the integers. The loss is KL(P || Q) of the
+Stage by stage: block scales with the integers frozen, then the integers with the scales frozen; norms learn in both.
+The loss is KL(P || Q) of the
 next-token distributions of checkpoint and student. Text that nothing learns from decides: the best state of all is
 kept, which is the one before the repair where nothing was better.
 """
@@ -11,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,15 +68,17 @@ def repair_tensors(
     steps: int,
     stages: Stages = "both",
     seed: int = 0,
+    folder: Path | None = None,
 ) -> Repaired:
-    """Let `tensors` learn for `steps` updates in all; those of 8 bits stay as they are.
+    """Let `tensors` learn for `steps` updates in all; embedding, head and what has 8 bits stay as they are.
 
-    The model's own weights are the teacher, and stay. The same seed on the same machine gives the same bits.
+    The model's own weights are the teacher, and stay. The same seed on the same machine gives the same bits. The
+    teacher's distributions on the deciding text, some 400 MB for 50,000 tokens of vocabulary, lie in `folder`.
     """
     weights = sign_weights(tokenizer, model.config.vocab_size)
     source = batches(text.texts, weights, seed)
     record: dict[str, Any] = {"steps": steps, "seed": seed, **text.to_dict(), "stages": []}
-    with TemporaryFile() as file, _frozen(model):
+    with TemporaryFile(dir=folder) as file, _frozen(model):
         with stage("Computing the checkpoint's logits", len(text.deciding)) as advance:
             references = References(model, text.deciding, file, advance)
         best = State(tensors, {}, math.inf)
