@@ -103,7 +103,10 @@ def batches(texts: Sequence[Text], token_weights: np.ndarray, seed: int) -> Iter
 def _packed(row: Sequence[Text], token_weights: np.ndarray) -> Batch:
     import torch
 
-    tokens, positions, before, weights = [], [], [], []
+    tokens: list[int] = []
+    positions: list[int] = []
+    before: list[int] = []
+    weights: list[float] = []
     for text in row:
         start, own = len(tokens), np.array(text.tokens)
         tokens += text.tokens
