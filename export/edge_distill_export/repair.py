@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edge_distill_export.activations import replaced_weights
+from edge_distill_export.activations import computing_with, replaced_weights
 from edge_distill_export.allocator import give_back_freed_memory
-from edge_distill_export.families import EMBEDDING, embedding_names, norm_names
+from edge_distill_export.families import embedding_names, norm_names
 from edge_distill_export.grid import QuantizedTensor
+from edge_distill_export.module_state import frozen, recomputed_layers, swapped_parameters
 from edge_distill_export.parity import References
 from edge_distill_export.progress import stage
 from edge_distill_export.repair_text import Batch, RepairText, batches, sign_weights
@@ -78,7 +79,7 @@ def repair_tensors(
     weights = sign_weights(tokenizer, model.config.vocab_size)
     source = batches(text.texts, weights, seed)
     record: dict[str, Any] = {"steps": steps, "seed": seed, **text.to_dict(), "stages": []}
-    with TemporaryFile(dir=folder) as file, _frozen(model):
+    with TemporaryFile(dir=folder) as file, frozen(model):
         with stage("Computing the checkpoint's logits", len(text.deciding)) as advance:
             references = References(model, text.deciding, file, advance)
         best = State(tensors, {}, math.inf)
@@ -131,8 +132,7 @@ def _run(
 
 
 def _measure(model: PreTrainedModel, references: References, state: State) -> float:
-    weights = {name: tensor.dequantize() for name, tensor in state.tensors.items()}
-    with replaced_weights(model, {**weights, **state.norms}):
+    with computing_with(model, state.tensors), replaced_weights(model, state.norms):
         return references.compare_model(model).overall.kl_mean
 
 
@@ -144,30 +144,29 @@ class _Student:
 
         from edge_distill_export.grid_training import Integers, Norm, Pace, Scales, multiplies_bf16
 
-        self._model, self._start = model, start
-        self._pace = Pace()
+        self._model, self._start, self._pace = model, start, Pace()
         self._fast = multiplies_bf16()
         dtype = torch.bfloat16 if self._fast else torch.float32
-        parameters = dict(model.named_parameters())
         self._layers: dict[str, Scales | Integers] = {}
         self._fixed: dict[str, torch.Tensor] = {}
+        tables = embedding_names(model)
         for name, tensor in start.tensors.items():
-            if tensor.bits == 8 or name in embedding_names(model):
+            if tensor.bits == 8 or name in tables:
                 self._fixed[name] = torch.from_numpy(tensor.dequantize()).to(dtype)
             elif kind == "scales":
                 self._layers[name] = Scales(tensor, self._pace, dtype)
             else:
-                self._layers[name] = Integers(tensor, parameters[name].data, self._pace, dtype)
-        self._norms = {}
-        for name in norm_names(model):
-            values = torch.from_numpy(start.norms[name]) if name in start.norms else parameters[name].data
-            self._norms[name] = Norm(values, self._pace)
+                original = model.get_parameter(name).detach()
+                self._layers[name] = Integers(tensor, original, self._pace, dtype)
+        self._norms = {
+            name: Norm(torch.from_numpy(values), self._pace) for name, values in _norms(model, start).items()
+        }
 
     def state(self) -> State:
         """Integers, scales and norms as they are now."""
         trained = {name: layer.tensor() for name, layer in self._layers.items()}
         norms = {name: norm.values() for name, norm in self._norms.items()}
-        return State({**self._start.tensors, **trained}, {**self._start.norms, **norms}, math.inf)
+        return State({**self._start.tensors, **trained}, norms, math.inf)
 
     def learn(self, batch: Batch, step: int, steps: int) -> None:
         """One update of everything that this stage trains."""
@@ -176,33 +175,28 @@ class _Student:
         self._pace.step = step
         decay = 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
         self._pace.factor = decay * min(1.0, step / _WARM_UP)
-        with self._precision():
-            with torch.no_grad():
-                expected = (
-                    self._model(**_inputs(batch), input_ids=batch.tokens).logits[0].float().log_softmax(-1)
-                )
-            logits = self._logits(batch)
-        logits.backward(_gradient(expected, logits.detach(), batch.weights))
+        inputs = {"position_ids": batch.positions, "use_cache": False, "logits_to_keep": batch.before}
+        with self._precision(), torch.no_grad():
+            found = self._model(input_ids=batch.tokens, **inputs).logits[0]
+            expected = found.float().log_softmax(-1)
+        leaves = {name: part.weight for name, part in (*self._layers.items(), *self._norms.items())}
+        # until the backward pass is over: it computes each decoder layer again
+        with swapped_parameters(self._model, {**self._fixed, **leaves}), recomputed_layers(self._model):
+            with self._precision():
+                embedded = self._model.get_input_embeddings()(batch.tokens).float()
+                logits = self._model(inputs_embeds=embedded, **inputs).logits[0]
+            logits.backward(_gradient(expected, logits.detach(), batch.weights))
 
     def _precision(self) -> AbstractContextManager[Any]:
         import torch
 
         return torch.autocast("cpu", torch.bfloat16) if self._fast else nullcontext()
 
-    def _logits(self, batch: Batch) -> torch.Tensor:
-        """[predicted, vocabulary], with a graph to the trained leaves."""
-        from torch.func import functional_call
 
-        embed = self._model.get_input_embeddings()
-        table = self._fixed.get(EMBEDDING, embed.weight)
-        embedded = functional_call(embed, {"weight": table}, (batch.tokens,)).float()
-        leaves = {name: part.weight for name, part in (*self._layers.items(), *self._norms.items())}
-        inputs = {**_inputs(batch), "inputs_embeds": embedded}
-        return functional_call(self._model, {**self._fixed, **leaves}, kwargs=inputs).logits[0]
-
-
-def _inputs(batch: Batch) -> dict[str, Any]:
-    return {"position_ids": batch.positions, "use_cache": False, "logits_to_keep": batch.before}
+def _norms(model: PreTrainedModel, state: State) -> dict[str, np.ndarray]:
+    return {
+        name: state.norms.get(name, model.get_parameter(name).detach().numpy()) for name in norm_names(model)
+    }
 
 
 def _gradient(expected: torch.Tensor, logits: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -212,15 +206,3 @@ def _gradient(expected: torch.Tensor, logits: torch.Tensor, weights: torch.Tenso
     """
     difference = logits.float().softmax(-1).sub_(expected.exp_())
     return difference.mul_((weights / weights.sum())[:, None]).to(logits.dtype)
-
-
-@contextmanager
-def _frozen(model: PreTrainedModel) -> Iterator[None]:
-    """The model's own parameters take no gradient inside the block."""
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, needed in before:
-            parameter.requires_grad_(needed)

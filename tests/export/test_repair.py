@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,10 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from edge_distill_export import export, inspect
 from edge_distill_export import repair as repairing
+from edge_distill_export.activations import computing_with
 from edge_distill_export.calibration import Text, builtin_traces
 from edge_distill_export.export import ExportResult
 from edge_distill_export.families import embedding_names, linear_names, norm_names
 from edge_distill_export.grid import QuantizedTensor, quantize_rtn
+from edge_distill_export.module_state import frozen, recomputed_layers, swapped_parameters
 from edge_distill_export.repair import Repaired, Stages, repair_tensors
 from edge_distill_export.repair_text import LOSS_WEIGHTS, RepairText, batches, sign_weights
 from edge_distill_runtime.bundles.gguf_header import read_gguf_header
@@ -191,6 +194,34 @@ def test_gradient_is_that_of_the_divergence() -> None:
     ((divergence * weights).sum() / weights.sum()).backward()
     found = repairing._gradient(expected.clone(), logits.detach(), weights)
     torch.testing.assert_close(found, logits.grad, atol=1e-7, rtol=1e-5)
+
+
+def test_recomputed_layers_lead_to_the_same_gradients(damaged: Damaged) -> None:
+    names = [*linear_names(damaged.model.config)[:3], *embedding_names(damaged.model)]
+    tokens = torch.tensor([damaged.text.texts[0].tokens])
+    gradients = []
+    for context in (recomputed_layers(damaged.model), nullcontext()):
+        leaves = {name: (2 * damaged.model.get_parameter(name).detach()).requires_grad_() for name in names}
+        with frozen(damaged.model), swapped_parameters(damaged.model, leaves), context:
+            damaged.model(tokens).logits.logsumexp(-1).sum().backward()
+        gradients.append([leaf.grad for leaf in leaves.values()])
+    for recomputed, kept in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, kept)
+    assert "forward" not in vars(damaged.model.model.layers[0])
+
+
+def test_both_ways_to_compute_with_other_weights_agree(damaged: Damaged) -> None:
+    tokens = torch.tensor([damaged.text.texts[0].tokens])
+    leaves = {name: torch.from_numpy(tensor.dequantize()) for name, tensor in damaged.tensors.items()}
+    with torch.inference_mode():
+        own = damaged.model(tokens).logits
+        with swapped_parameters(damaged.model, leaves):  # the tied head with the embedding
+            swapped = damaged.model(tokens).logits
+        with computing_with(damaged.model, damaged.tensors):
+            lazily = damaged.model(tokens).logits
+        torch.testing.assert_close(swapped, lazily)
+        assert (swapped - own).abs().max() > 0.1
+        torch.testing.assert_close(damaged.model(tokens).logits, own, atol=0.0, rtol=0.0)
 
 
 # Text
