@@ -90,7 +90,7 @@ class _Layer:
 class Scales(_Layer):
     """The integers stay; each block's scale learns, and is float16 in every pass."""
 
-    RATE = 1e-3
+    RATE = 2e-4
     """Of a scale, in an update."""
 
     def __init__(self, tensor: QuantizedTensor, pace: Pace, dtype: torch.dtype) -> None:
@@ -116,7 +116,7 @@ class Integers(_Layer):
     mirrored at the border between the two: all such weights together at the border would cross it in the first step.
     """
 
-    RATE = 8e-4
+    RATE = 2e-4
     """Of a grid step, in an update."""
 
     def __init__(
@@ -145,7 +145,7 @@ class Integers(_Layer):
 class Norm:
     """A norm's weights, float32 in both formats."""
 
-    RATE = 5e-4
+    RATE = 2e-4
 
     def __init__(self, values: torch.Tensor, pace: Pace) -> None:
         self._pace, self._average = pace, _Average(values)
