@@ -98,6 +98,8 @@ def _has_accelerator() -> bool:
 def _multiplies_bf16(on_cpu: bool) -> bool:
     import torch
 
+    from edge_distill_export.grid_training import multiplies_bf16
+
     if on_cpu:
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return multiplies_bf16()
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from edge_distill_export.calibration import Text
+from edge_distill_export.families import embedding_names
 from edge_distill_export.grid import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -192,6 +193,36 @@ def replaced_weights(model: PreTrainedModel, weights: Mapping[str, np.ndarray]) 
     finally:
         for name, original in originals.items():
             parameters[name].data = original
+
+
+@contextmanager
+def computing_with(model: PreTrainedModel, tensors: Mapping[str, QuantizedTensor]) -> Iterator[None]:
+    """Compute with quantized layers; each is in float32 only while it computes, embedding and head all the time."""
+    import torch
+
+    modules = {name: model.get_submodule(name.removesuffix(".weight")) for name in tensors}
+    tables = {name: tensors[name].dequantize() for name in embedding_names(model) if name in tensors}
+    layers = {name: module for name, module in modules.items() if name not in tables}
+    originals = {name: module.weight.data for name, module in layers.items()}
+
+    def before(name: str, module: Any) -> None:
+        module.weight.data = torch.from_numpy(tensors[name].dequantize())
+
+    def after(name: str, module: Any) -> None:
+        module.weight.data = originals[name]
+
+    hooks = []
+    try:
+        for name, module in layers.items():
+            hooks.append(module.register_forward_pre_hook(lambda m, args, n=name: before(n, m)))
+            hooks.append(module.register_forward_hook(lambda m, args, out, n=name: after(n, m)))
+        with replaced_weights(model, tables):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, module in layers.items():
+            after(name, module)
 
 
 def importance_matrix(

@@ -135,7 +135,10 @@ def _trace(item: Any) -> Trace:
 
 
 def builtin_traces(name: str) -> list[Trace]:
-    """The problems that come with the package: `calibration` or `heldout`, of different templates."""
+    """The problems that come with the package, each with a worked solution.
+
+    `calibration` and `repair` share their templates; those of `deciding` and of `heldout` are others.
+    """
     path = files("edge_distill_export") / "problems" / f"{name}.jsonl"
     return [_trace(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 

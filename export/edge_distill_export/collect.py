@@ -79,7 +79,7 @@ def calibration_texts(source: Source, path: Path | None, out: Path) -> Calibrati
         return Calibration(_thinned(texts), path.name)
     problems = builtin_traces("calibration")
     own, solved = problems[:OWN_TRACES], problems[OWN_TRACES : OWN_TRACES + SOLVED_TRACES]
-    texts = _written_by_student(source, own, out)
+    texts = written_by_student(source, own, out)
     written = [
         parse_trace(trace.messages, text, source.style, tokenizer, source.stop_ids)
         for trace, text in zip(own, texts, strict=True)
@@ -96,7 +96,7 @@ def _thinned(texts: Sequence[Text]) -> tuple[Text, ...]:
     return tuple(texts[index * len(texts) // keep] for index in range(keep))
 
 
-def _written_by_student(source: Source, problems: Sequence[Trace], out: Path) -> list[Text]:
+def written_by_student(source: Source, problems: Sequence[Trace], out: Path) -> list[Text]:
     """Sample the student's solutions of the built-in problems from an 8-bit GGUF of it."""
     from edge_distill_runtime.engines.llama import LlamaBackend
 

@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
+from edge_distill_export.activations import replaced_weights
 from edge_distill_export.artifact import (
     Source,
     check_tokenizer,
@@ -41,6 +42,9 @@ from edge_distill_export.model_card import write_card
 from edge_distill_export.parity import Parity, References
 from edge_distill_export.plan import Plan, plan
 from edge_distill_export.progress import stage
+from edge_distill_export.repair import Repaired, Stages
+from edge_distill_export.repair_targets import check_repair, repaired_targets
+from edge_distill_export.repair_text import repair_texts
 from edge_distill_export.targets import Target, parse_budgets, parse_targets
 from edge_distill_runtime import load
 from edge_distill_runtime.bundles.manifest import Manifest
@@ -78,6 +82,8 @@ class _Quantization:
     """The K-quants' matrix."""
     choices: dict[Target, dict[str, Any]]
     """Of mixed precision, for the manifest."""
+    repairs: dict[Target, Repaired] = field(default_factory=dict)
+    """What targets learned after that; `tensors` has it already."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,10 @@ def export(
         list[float] | None, "The same as mean KL divergence in nats per token; may be repeated"
     ] = None,
     method: Annotated[Method, "How 4-bit integers are chosen: rtn rounds, gptq calibrates"] = "gptq",
+    repair: Annotated[int, "Steps in which 4-bit tensors learn from the checkpoint after gptq"] = 0,
+    repair_stages: Annotated[
+        Stages, "What the repair learns beside norms: scales, integers, or both"
+    ] = "both",
     calibrate: Annotated[
         Path | None, "Reasoning traces (JSON Lines); by default the student writes its own"
     ] = None,
@@ -148,6 +158,8 @@ def export(
     targets = parse_targets(to, parse_budgets(size or (), kl or ()))
     if limit_kl is not None and not limit_kl > 0:
         raise InputError("bad-limit", f"--limit-kl is {limit_kl}", "give a number above 0")
+    if repair:
+        check_repair(repair, targets, method)
     if dry_run:
         return plan(checkpoint, context=context, to=to, size=size, kl=kl)
     with stage("Loading the checkpoint"):
@@ -161,9 +173,14 @@ def export(
     deciding: list[Text] = []
     if any(_calibrates(target, method) for target in targets):
         calibration = calibration_texts(source, calibrate, out)
-    if calibration and any(target.budget for target in targets):
+    if calibration and (repair or any(target.budget for target in targets)):
         calibration, deciding = hold_back(source, calibration)
     made = _quantize(source, targets, method, calibration, deciding, out)
+    if repair:
+        text = repair_texts(source, calibrate, deciding, repair, out)
+        repairs = repaired_targets(source, made.tensors, text, repair, repair_stages, out)
+        learned = {target: found.tensors for target, found in repairs.items()}
+        made = replace(made, tensors={**made.tensors, **learned}, repairs=repairs)
     with ExitStack() as stack:
         stages = {target: stack.enter_context(staged(place)) for target, place in places.items()}
         manifests = _write(source, stages, method, calibration, made)
@@ -300,11 +317,15 @@ def _write(
                 floats = stack.enter_context(float_source(source, made.importance, out))
         for target, directory in stages.items():
             with stage(f"Writing {target}"):
-                write_model(source, target, directory, made.tensors[target], floats)
+                repaired = made.repairs.get(target)
+                with replaced_weights(source.checkpoint.model, repaired.norms if repaired else {}):
+                    write_model(source, target, directory, made.tensors[target], floats)
                 used = _method_of(target, method)
                 lineage = _lineage(source, calibration if _calibrates(target, method) else None)
                 if target in made.choices:
                     lineage["precision_choice"] = made.choices[target]
+                if repaired:
+                    lineage["repair"] = repaired.record
                 lengths = calibration.reasoning_lengths if calibration else None
                 manifest = make_manifest(source, target, directory, used, lineage, lengths)
                 manifests[target] = seal(directory, manifest)

@@ -137,6 +137,11 @@ def embedding_names(model: PreTrainedModel) -> list[str]:
     return [name for name in (EMBEDDING, HEAD) if name in parameters]
 
 
+def norm_names(model: PreTrainedModel) -> list[str]:
+    """The parameter names of all norms' weights."""
+    return [name for name, _ in model.named_parameters() if name.endswith("norm.weight")]
+
+
 def head_dim(config: PreTrainedConfig) -> int:
     """The width of one attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from edge_distill_export.checkpoint_files import check_content
 from edge_distill_export.mixed import high_text
+from edge_distill_export.repair_record import repair_text
 from edge_distill_runtime.bundles.files import open_regular
 from edge_distill_runtime.bundles.gguf_check import kv_layout
 from edge_distill_runtime.bundles.gguf_header import GGUFHeader, read_gguf_header
@@ -268,6 +269,8 @@ def _bundle_facts(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     if origin is not None:
         tokens = _at(manifest["lineage"], "calibration", "tokens")
         facts.append(("calibrated on", f"{origin}, {_number(tokens)} tokens"))
+    if isinstance(_at(manifest["lineage"], "repair"), dict):
+        facts.append(("repaired", repair_text(manifest["lineage"]["repair"])))
     for entry in manifest["files"]:
         facts.append(("file", f"{entry['path']}, {entry['size']:,} bytes, sha256 {entry['sha256']}"))
     return facts

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_distill_export.mixed import high_text
+from edge_distill_export.repair_record import repair_text
 from edge_distill_runtime.bundles.manifest import Manifest
 from edge_distill_runtime.engines.kv_cache import default_token_bytes
 
@@ -22,13 +23,15 @@ def write_card(manifest: Manifest, size: int, directory: Path) -> None:
     types = ", ".join(f"{count} x {name}" for name, count in manifest.precision.tensor_types.items())
     choice = manifest.lineage.get("precision_choice")
     high = f"\n- 8 bits by measured sensitivity, 4 for the rest: {high_text(choice)}" if choice else ""
+    repair = manifest.lineage.get("repair")
+    learned = f"\n- Quantized, then repaired: {repair_text(repair)}" if repair else ""
     (directory / "README.md").write_text(
         f"""# {manifest.name}
 
 {_METHODS[manifest.precision.method]} from `{manifest.lineage["checkpoint"]["name"]}` ({manifest.architecture},
 {manifest.parameter_count / 1e6:.0f}M parameters) by edge-distill.
 
-- Size: {size / 1e6:.1f} MB, {manifest.precision.bits_per_weight:.2f} bits per weight ({types}){high}
+- Size: {size / 1e6:.1f} MB, {manifest.precision.bits_per_weight:.2f} bits per weight ({types}){high}{learned}
 - Context: {manifest.context_length} tokens; a token takes {default_token_bytes(manifest):,} bytes of cache
 
 ## How far it is from the float32 checkpoint
