@@ -220,7 +220,8 @@ class LlamaBackend(LocalBackend):
     def step(self, sequences: SequenceOf[Sequence], tokens: SequenceOf[int]) -> Floats:
         check_step(sequences, tokens, self)
         with self._lock:
-            between, count, last = [], 0, -1
+            between: list[int] = []
+            count, last = 0, -1
             for sequence, token in zip(sequences, tokens, strict=True):
                 if self._context is None or sequence.slot < 0:
                     self._check_live(sequence)
