@@ -141,7 +141,8 @@ def _ask(run: Run, subject: Subject, tasks: Tasks, number: int) -> Answered:
     room = min(_CACHE_STEP * -(-_room(tasks, settings) // _CACHE_STEP), manifest.context_length)
     rows = rows_path(run.folder, subject.name)
     rows.parent.mkdir(parents=True, exist_ok=True)
-    cache = {"cache_tokens": _cache_tokens(manifest, room)}
+    # the context need not be a multiple of the cache's step where the bundle's own is not
+    cache = {"cache_tokens": _cache_tokens(manifest, room), "own_caches": room % _CACHE_STEP == 0}
     name = f"Answers of {subject.name} ({number} of {len(run.subjects)})"
     with load(subject.path, context=room, threads=settings.threads, backend_options=cache) as model:
         total = count_questions(model, tasks, settings.budgets, settings.samples)

@@ -36,7 +36,10 @@ class Initializer:
 
 
 def read_initializers(path: Path) -> list[Initializer]:
-    """All initializers of a model.onnx in its order; raises `BundleError` for a file that is no ONNX model."""
+    """All initializers of a model.onnx in its order, but for the defaults of optional inputs.
+
+    Raises `BundleError` for a file that is no ONNX model.
+    """
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -49,7 +52,10 @@ def read_initializers(path: Path) -> list[Initializer]:
         name for node in model.graph.node for name in node.input[_AUXILIARY.get(node.op_type, slice(0))]
     }
     found = []
+    defaults = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer:
+        if tensor.name in defaults:
+            continue
         dtype = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
         shape = tuple(tensor.dims)
         items = math.prod(shape)

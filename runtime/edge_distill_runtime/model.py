@@ -79,10 +79,10 @@ def load(
     With `batching`, requests of several threads share every step, which may round differently in the last bits;
     without, they are computed one after the other, and the same seed always gives the same tokens.
     `backend_options` may hold `cache_tokens`, the size of the key-value cache in tokens over all sequences together
-    (default: `context` for GGUF, as needed for ONNX); for GGUF, several whole contexts of a multiple of 256 tokens
-    give as many sequences, each with a cache of its own, which is faster where many prompts share a step. With
-    `isolate`, the engine runs in a child process with limits: when it dies, calls raise `BackendCrashed`, and the model
-    can be loaded again.
+    (default: `context` for GGUF, as needed for ONNX), and `own_caches`: for GGUF, each sequence gets its part of them
+    for itself, which is faster where many different prompts share a step, and forks are copies. With `isolate`, the
+    engine runs in a child process with limits: when it dies, calls raise `BackendCrashed`, and the model can be loaded
+    again.
 
     `kv_cache` is the precision of the keys and values: f16, q8_0 or q4_0 for GGUF, by default the manifest's or f16.
     An ONNX graph has its own, and any other raises `InputError`.

@@ -298,9 +298,9 @@ def test_more_cache_than_one_sequence_may_use(opened: Any, reference: np.ndarray
 
 
 def test_whole_contexts_are_caches_of_their_own(bundles: dict[str, Path], reference: np.ndarray) -> None:
-    """Four contexts of 256: what one sequence holds takes no room from the others, and its forks are copies."""
+    """What one sequence holds takes no room from the others, and its forks are copies."""
     path = bundles["gguf"] / "model.gguf"
-    backend = LlamaBackend(path, context=256, threads=1, cache_tokens=1024)
+    backend = LlamaBackend(path, context=256, threads=1, cache_tokens=1024, own_caches=True)
     assert (backend.max_sequences, backend.cache_tokens, backend.shares_prefix) == (4, 1024, False)
     first = backend.prefill(TOKENS[:150])
     second = backend.prefill(TOKENS[:20])
@@ -330,9 +330,8 @@ def test_whole_contexts_are_caches_of_their_own(bundles: dict[str, Path], refere
     forced = np.concatenate([rows.copy() for rows in backend.teacher_force(TOKENS, 40)])
     assert_close(forced[0], reference[40])
     backend.close()
-    shared = LlamaBackend(path, context=200, threads=1, cache_tokens=800)
-    assert shared.shares_prefix
-    shared.close()
+    with pytest.raises(InputError, match="256"):
+        LlamaBackend(path, context=200, threads=1, cache_tokens=800, own_caches=True)
 
 
 def test_default_cache_is_what_fits_in_memory(bundles: dict[str, Path], monkeypatch: Any) -> None:

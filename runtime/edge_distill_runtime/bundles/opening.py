@@ -20,7 +20,7 @@ from edge_distill_runtime.text.detokenizer import Detokenizer, load_tokenizer
 
 __all__ = ["Opened", "find", "open_model"]
 
-_OPTIONS = ("cache_tokens",)
+_OPTIONS = ("cache_tokens", "own_caches")
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,19 @@ def _open(
         )
     if threads is not None and not 1 <= threads <= 1024:
         raise InputError("bad-threads", f"{threads} threads were asked for", "ask for 1 to 1024")
-    cache_tokens = _cache_tokens(options, context)
+    cache_tokens, own_caches = _read_options(options, context)
     precision = choose_precision(manifest.format, manifest.kv, kv_cache, manifest.kv_cache)
     memory = _check_memory(found, context, cache_tokens or context, precision)
     texts = found.read_texts()
     give_back_freed_memory()  # half of what reading a tokenizer takes, before the weights come
     backend = _open_backend(
-        found, context, threads or usable_cpus(), cache_tokens, precision, memory if isolate else None
+        found,
+        context,
+        threads or usable_cpus(),
+        cache_tokens,
+        precision,
+        own_caches,
+        memory if isolate else None,
     )
     if backend.vocab_size != manifest.vocab_size:
         backend.close()
@@ -160,8 +166,8 @@ def _check_layout(path: Path, manifest: Manifest) -> None:
         )
 
 
-def _cache_tokens(options: Mapping[str, Any], context: int) -> int | None:
-    """The option `cache_tokens`, the only one there is."""
+def _read_options(options: Mapping[str, Any], context: int) -> tuple[int | None, bool]:
+    """The options `cache_tokens` and `own_caches`, which ONNX sequences have anyway."""
     if unknown := sorted(options.keys() - set(_OPTIONS)):
         raise InputError(
             "bad-backend-option",
@@ -175,7 +181,10 @@ def _cache_tokens(options: Mapping[str, Any], context: int) -> int | None:
             f"cache_tokens is {tokens!r}, the context is {context} tokens",
             f"give an integer from {context} to {(1 << 31) - 1}",
         )
-    return tokens
+    own = options.get("own_caches", False)
+    if type(own) is not bool:
+        raise InputError("bad-own-caches", f"own_caches is {own!r}", "give True or False")
+    return tokens, own
 
 
 def _check_memory(found: Found, context: int, cache_tokens: int, kv_cache: str) -> int:
@@ -207,6 +216,7 @@ def _open_backend(
     threads: int,
     cache_tokens: int | None,
     kv_cache: str,
+    own_caches: bool,
     isolated_memory: int | None,
 ) -> Backend:
     manifest, path = found.manifest, found.model_path
@@ -222,6 +232,7 @@ def _open_backend(
             kv=manifest.kv,
             cache_tokens=cache_tokens,
             kv_cache=kv_cache,
+            own_caches=own_caches,
             memory_bytes=isolated_memory + found.model_bytes,
         )
     with in_huge_pages():
@@ -229,7 +240,12 @@ def _open_backend(
             from edge_distill_runtime.engines.llama import LlamaBackend
 
             return LlamaBackend(
-                path, context=context, threads=threads, cache_tokens=cache_tokens, kv_cache=kv_cache
+                path,
+                context=context,
+                threads=threads,
+                cache_tokens=cache_tokens,
+                kv_cache=kv_cache,
+                own_caches=own_caches,
             )
         from edge_distill_runtime.engines.onnx import OnnxBackend
 

@@ -69,6 +69,7 @@ class IsolatedBackend:
         kv: KVLayout,
         cache_tokens: int | None = None,
         kv_cache: str = "f16",
+        own_caches: bool = False,
         memory_bytes: int | None = None,
         call_timeout: float = 600.0,
     ) -> None:
@@ -90,6 +91,7 @@ class IsolatedBackend:
             "head_dim": kv.head_dim,
             "cache_tokens": cache_tokens,
             "kv_cache": kv_cache,
+            "own_caches": own_caches,
             "memory_bytes": memory_bytes,
         }
         try:

@@ -126,6 +126,7 @@ def _open(
     head_dim: int,
     cache_tokens: int | None,
     kv_cache: str,
+    own_caches: bool,
     memory_bytes: int | None,
 ) -> Backend:
     if memory_bytes is not None:
@@ -138,7 +139,7 @@ def _open(
 
             validate_gguf(path, allow_links=True)  # whether links are allowed was the app's to decide
             with in_huge_pages():
-                return LlamaBackend(path, kv_cache=kv_cache, **options)
+                return LlamaBackend(path, kv_cache=kv_cache, own_caches=own_caches, **options)
         from edge_distill_runtime.engines.onnx import OnnxBackend
 
         with in_huge_pages():

@@ -34,6 +34,7 @@ from edge_distill_runtime.errors import BackendError, BundleError, InputError, M
 __all__ = ["LlamaBackend", "library"]
 
 _BATCH = 512
+_CACHE_STEP = 256  # tokens of a cache of a sequence's own
 _MOST_BETWEEN = 3  # free caches between two others that run in one batch with them
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _LOG: deque[str] = deque(maxlen=8)  # libllama's last errors, for messages
@@ -75,8 +76,8 @@ class LlamaBackend(LocalBackend):
     """A GGUF file in libllama. The file must have passed `validate_gguf`: libllama dies on hostile headers.
 
     All sequences share one cache of `cache_tokens` tokens, by default `context`; forks share the tokens that
-    they have in common. Where `cache_tokens` is several whole contexts, each a multiple of 256, there are as many
-    sequences, each with a cache of its own, and forks copy: attention then passes over no other sequence's tokens.
+    they have in common. With `own_caches` there are as many sequences as `cache_tokens` holds whole contexts, each with
+    a cache of its own, and forks copy: attention then passes over no other sequence's tokens.
     `kv_cache` is the precision of keys and values: f16, q8_0 or q4_0.
     """
 
@@ -88,6 +89,7 @@ class LlamaBackend(LocalBackend):
         threads: int,
         cache_tokens: int | None = None,
         kv_cache: str = "f16",
+        own_caches: bool = False,
     ) -> None:
         self._llama = llama = library()
         self._lock = EngineLock()
@@ -106,18 +108,19 @@ class LlamaBackend(LocalBackend):
                 "load-failed", f"libllama cannot load {path}: {_last_error()}", "export it again"
             )
         try:
-            self._open_context(context, max(context, cache_tokens or 0), threads, kv_cache)
+            self._open_context(context, max(context, cache_tokens or 0), threads, kv_cache, own_caches)
         except BaseException:
             self.close()
             raise
 
-    def _open_context(self, context: int, cells: int, threads: int, kv_cache: str) -> None:
+    def _open_context(self, context: int, cells: int, threads: int, kv_cache: str, own_caches: bool) -> None:
         llama = self._llama
         self.vocab_size: int = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
         self._most_rows = most_sequences(self.vocab_size)
-        apart = _caches(context, cells, self._most_rows)
-        self.max_sequences = apart or self._most_rows
-        self.shares_prefix = not apart
+        self.shares_prefix = not own_caches
+        self.max_sequences = _caches(context, cells, self._most_rows) if own_caches else self._most_rows
+        if own_caches:
+            cells = self.max_sequences * context
         parameters = llama.llama_context_default_params()
         parameters.n_ctx = cells
         parameters.n_batch = parameters.n_ubatch = min(_BATCH, max(context, self._most_rows))
@@ -414,12 +417,14 @@ class LlamaBackend(LocalBackend):
 
 
 def _caches(context: int, cells: int, most: int) -> int:
-    """How many sequences get a cache of their own: 0 where `cells` are not 2 to `most` whole contexts.
-
-    libllama makes a sequence's own cache of a multiple of 256 tokens.
-    """
-    count, rest = divmod(cells, context)
-    return count if 2 <= count <= most and not (rest or context % 256) else 0
+    """How many sequences get a cache of their own, each of a multiple of 256 tokens as libllama makes them."""
+    if context % _CACHE_STEP or cells < context:
+        raise InputError(
+            "bad-own-caches",
+            f"{cells} tokens of cache hold no whole contexts of {context} tokens in steps of {_CACHE_STEP}",
+            f"ask for a context that is a multiple of {_CACHE_STEP}, and cache_tokens for several of them",
+        )
+    return min(cells // context, most)
 
 
 def _pointer(array: np.ndarray[Any, np.dtype[np.uint8]]) -> Any:
