@@ -39,7 +39,7 @@ def swapped_parameters(model: PreTrainedModel, leaves: Mapping[str, torch.Tensor
     ]
     try:
         for parameters, key, parameter in places:
-            parameters[key] = wanted[id(parameter)]  # type: ignore[assignment]
+            parameters[key] = wanted[id(parameter)]
         yield
     finally:
         for parameters, key, parameter in places:
