@@ -18,7 +18,7 @@ from edge_distill_export.grid import BLOCK_SIZE, QuantizedTensor, from_blocks, l
 __all__ = ["Integers", "Norm", "Pace", "Scales", "multiplies_bf16"]
 
 _MOMENTUM, _SQUARES = 0.9, 0.95
-_INSIDE = 0.499  # of a grid step: a continuous weight this far from its integer still rounds to it
+_INSIDE = 0.499  # of a grid step: what lies this far beyond the last integer still rounds to it
 _TINY = 1e-12
 
 
@@ -110,24 +110,17 @@ class Scales(_Layer):
 
 
 class Integers(_Layer):
-    """The scales stay; behind each integer a continuous weight learns, in steps of the grid.
+    """The scales stay; behind each integer a continuous weight learns, in steps of the grid, and starts on it.
 
-    It starts where the checkpoint's weight lies. Where the quantization left the nearest integer for another, it is
-    mirrored at the border between the two: all such weights together at the border would cross it in the first step.
+    Half a step has to be gone before an integer changes, which only gradients do that agree for long. Started where
+    the checkpoint's weights lie, those near a border change at once, and undo what the quantization had balanced.
     """
 
-    RATE = 2e-4
+    RATE = 1e-2
     """Of a grid step, in an update."""
 
-    def __init__(
-        self, tensor: QuantizedTensor, original: torch.Tensor, pace: Pace, dtype: torch.dtype
-    ) -> None:
-        scales = torch.from_numpy(tensor.scales).float()[..., None]
-        integers = to_blocks(torch.from_numpy(tensor.integers))
-        rest = (to_blocks(original) * (1.0 / scales).nan_to_num(0.0, 0.0, 0.0)).sub_(integers)
-        mirrored = rest.sign() * (1 - rest.abs()).clamp_min(0.0)
-        rest = torch.where(rest.abs() > 0.5, mirrored, rest).clamp_(-_INSIDE, _INSIDE)
-        self._behind = rest.add_(integers)
+    def __init__(self, tensor: QuantizedTensor, pace: Pace, dtype: torch.dtype) -> None:
+        self._behind = to_blocks(torch.from_numpy(tensor.integers)).float()
         super().__init__(tensor, pace, dtype)
         self._average = _Average(self._behind)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 Stages = Literal["both", "scales", "integers"]
-_SCALES_SHARE = 0.25  # of the steps where both stages are asked for
+_SCALES_SHARE = 0.5  # of the steps where both stages are asked for
 _WARM_UP = 5  # steps in which the rates rise
 _EVERY = 20  # steps between two looks at the deciding text
 _PATIENCE = 3  # looks without a new best, then a stage ends
@@ -127,7 +127,6 @@ def _run(
             lowest, stale = (found.kl, 0) if found.kl < lowest else (lowest, stale + 1)
             if stale == _PATIENCE:
                 break
-    give_back_freed_memory()
     return best, step
 
 
@@ -156,8 +155,7 @@ class _Student:
             elif kind == "scales":
                 self._layers[name] = Scales(tensor, self._pace, dtype)
             else:
-                original = model.get_parameter(name).detach()
-                self._layers[name] = Integers(tensor, original, self._pace, dtype)
+                self._layers[name] = Integers(tensor, self._pace, dtype)
         self._norms = {
             name: Norm(torch.from_numpy(values), self._pace) for name, values in _norms(model, start).items()
         }
@@ -186,6 +184,7 @@ class _Student:
                 embedded = self._model.get_input_embeddings()(batch.tokens).float()
                 logits = self._model(inputs_embeds=embedded, **inputs).logits[0]
             logits.backward(_gradient(expected, logits.detach(), batch.weights))
+        give_back_freed_memory()  # batches differ in length, and leave holes of every size
 
     def _precision(self) -> AbstractContextManager[Any]:
         import torch

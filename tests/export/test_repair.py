@@ -43,7 +43,7 @@ def small_and_fast() -> Iterator[None]:
     """Few texts at once, and what takes a real model hundreds of steps in a dozen."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("edge_distill_export.repair_text.BATCH_TOKENS", 250)
-        patch.setattr("edge_distill_export.grid_training.Integers.RATE", 0.02)
+        patch.setattr("edge_distill_export.grid_training.Integers.RATE", 0.06)
         patch.setattr("edge_distill_export.grid_training.Scales.RATE", 0.03)
         patch.setattr("edge_distill_export.grid_training.Norm.RATE", 1e-3)
         yield
