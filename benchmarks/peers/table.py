@@ -112,7 +112,13 @@ def standing(entries: Sequence[Entry]) -> list[str]:
         best = max if column.is_better_high else min
         first, leader = best(values, key=lambda pair: pair[0])
         own, mine = best(ours, key=lambda pair: pair[0])
-        if own == first:
+        level = [(value, entry) for value, entry in values if column.text(value) == column.text(first)]
+        equal = [entry.name for _, entry in level if entry.engine != OURS]
+        if equal and column.text(own) == column.text(first):
+            found.append(
+                f"- {column.title}: {mine.name} is level with {', '.join(equal)} ({column.text(own)})."
+            )
+        elif own == first:
             found.append(f"- {column.title}: {mine.name} is first ({column.text(own)}).")
         else:
             text = f"{leader.name} is first ({column.text(first)}); {mine.name}: {column.text(own)}"

@@ -373,6 +373,8 @@ def test_table_says_where_edge_distill_is_not_first() -> None:
     assert (
         "decode tok/s: edge-distill is not first. llama.cpp is first (211); edge-distill, gguf: 200." in text
     )
+    assert "- size MB: edge-distill, gguf is level with llama.cpp (91.7)." in text
+    assert "- right: edge-distill" not in text
     assert "right of 40" in text
     assert "- OpenVINO: `ERROR: no 'wheel'`" in text
     assert "- llama.cpp, decode_tps: measured / own counter = 1.005" in text
