@@ -28,10 +28,11 @@ def place(bundles: dict[str, Path], what: str) -> Path:
         ({"context": 0}, "context 0 was asked for, tiny was made for 256 tokens"),
         ({"context": CONTEXT_LENGTH + 1}, "context 257 was asked for"),
         ({"threads": 0}, "0 threads"),
-        ({"backend_options": {"cache": 1}}, r"option 'cache' is unknown \(known: cache_tokens\)"),
+        ({"backend_options": {"cache": 1}}, r"option 'cache' is unknown \(known: cache_tokens, own_caches\)"),
         ({"backend_options": {"cache_tokens": 255}}, "cache_tokens is 255, the context is 256 tokens"),
         ({"backend_options": {"cache_tokens": 1 << 31}}, "cache_tokens is 2147483648"),
         ({"backend_options": {"cache_tokens": "many"}}, "cache_tokens is 'many'"),
+        ({"backend_options": {"own_caches": 1}}, "own_caches is 1"),
     ],
 )
 def test_bad_options(bundles: dict[str, Path], what: str, options: dict[str, Any], message: str) -> None:
