@@ -101,9 +101,9 @@ def replace_linears(
         # in float32 only while they are looked up: they are large
         with replaced_weights(model, {name: e.dequantize() for name, e in embeddings.items()}):
             embedded.append(model.get_input_embeddings()(tokens))
-        model.get_decoder()(
-            inputs_embeds=torch.cat(embedded), position_ids=positions.repeat(2, 1), use_cache=False
-        )
+        both = torch.cat(embedded)
+        embedded.clear()
+        model.get_decoder()(inputs_embeds=both, position_ids=positions.repeat(2, 1), use_cache=False)
 
 
 @contextmanager
