@@ -375,6 +375,14 @@ def test_mixed_precision_is_repaired_too(student: Path, traces: Path, tmp_path: 
     assert {"Q4_0", "Q8_0"} == set(kinds)
 
 
+def test_without_traces_the_student_writes_a_part_of_the_text(student: Path, tmp_path: Path) -> None:
+    result = export(str(student), to=["gguf:q4_0"], out=tmp_path, repair=2, limit_kl=5.0)
+    assert isinstance(result, ExportResult)
+    record = read_manifest(tmp_path / "student-q4_0").lineage["repair"]
+    assert record["texts"] == 8 + 3  # four problems a step, every third of them also solved by the student
+    assert record["deciding_texts"] == 22 + 2
+
+
 @pytest.mark.parametrize(
     ("options", "code"),
     [
