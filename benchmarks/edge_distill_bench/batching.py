@@ -29,8 +29,7 @@ from edge_distill_bench.measure import (
 )
 from edge_distill_bench.prompts import TRACE
 from edge_distill_runtime import Model, load
-
-_CACHE_STEP = 256  # tokens of a cache of a sequence's own
+from edge_distill_runtime.engines.llama import CACHE_STEP
 
 __all__ = ["BatchingResult", "compare_batching", "main"]
 
@@ -67,7 +66,7 @@ def compare_batching(
     """`clients` different requests, by as many threads and by one, `rounds` times in turn."""
     check_counts(clients=clients, prompt_tokens=prompt_tokens, new_tokens=tokens, rounds=rounds)
     # every prompt gets a number in front, which takes a few tokens more
-    context = _CACHE_STEP * -(-(prompt_tokens + 16 + tokens) // _CACHE_STEP)
+    context = CACHE_STEP * -(-(prompt_tokens + 16 + tokens) // CACHE_STEP)
     cache = {"cache_tokens": clients * context, "own_caches": True}
     with load(bundle, context=context, threads=threads, backend_options=cache) as model:
         text = text_of(model, TRACE, prompt_tokens)

@@ -26,6 +26,7 @@ from edge_distill_runtime.bundles.found import DEFAULT_CONTEXT
 from edge_distill_runtime.bundles.manifest import Manifest
 from edge_distill_runtime.bundles.opening import find
 from edge_distill_runtime.engines.kv_cache import default_token_bytes
+from edge_distill_runtime.engines.llama import CACHE_STEP
 from edge_distill_runtime.engines.memory import tokens_that_fit
 from edge_distill_runtime.progress import Advance
 
@@ -33,7 +34,6 @@ __all__ = ["measure_accuracies", "measure_fidelities", "measure_latencies", "mea
 
 _ALONE = 6  # problems that are answered one at a time, for the time to answer
 _AT_ONCE = 16  # problems that share every step: more bring little on a CPU
-_CACHE_STEP = 256  # tokens: of such a multiple libllama can give every sequence a cache of its own
 _CHARACTERS = 2  # of a problem to a token, at the least
 FIDELITY_NAME = "fidelity"
 _TEXTS = 32  # for fidelity: some thousand tokens
@@ -138,11 +138,11 @@ def measure_accuracies(run: Run, tasks: Tasks, elsewhere: Sequence[Answered] = (
 def _ask(run: Run, subject: Subject, tasks: Tasks, number: int) -> Answered:
     settings = run.settings
     manifest = find(subject.path).manifest
-    room = min(_CACHE_STEP * -(-_room(tasks, settings) // _CACHE_STEP), manifest.context_length)
+    room = min(CACHE_STEP * -(-_room(tasks, settings) // CACHE_STEP), manifest.context_length)
     rows = rows_path(run.folder, subject.name)
     rows.parent.mkdir(parents=True, exist_ok=True)
     # the context need not be a multiple of the cache's step where the bundle's own is not
-    cache = {"cache_tokens": _cache_tokens(manifest, room), "own_caches": room % _CACHE_STEP == 0}
+    cache = {"cache_tokens": _cache_tokens(manifest, room), "own_caches": room % CACHE_STEP == 0}
     name = f"Answers of {subject.name} ({number} of {len(run.subjects)})"
     with load(subject.path, context=room, threads=settings.threads, backend_options=cache) as model:
         total = count_questions(model, tasks, settings.budgets, settings.samples)

@@ -200,29 +200,15 @@ def computing_with(model: PreTrainedModel, tensors: Mapping[str, QuantizedTensor
     """Compute with quantized layers; each is in float32 only while it computes, embedding and head all the time."""
     import torch
 
-    modules = {name: model.get_submodule(name.removesuffix(".weight")) for name in tensors}
     tables = {name: tensors[name].dequantize() for name in embedding_names(model) if name in tensors}
-    layers = {name: module for name, module in modules.items() if name not in tables}
-    originals = {name: module.weight.data for name, module in layers.items()}
 
-    def before(name: str, module: Any) -> None:
-        module.weight.data = torch.from_numpy(tensors[name].dequantize())
+    def compute(name: str, module: Any, inputs: torch.Tensor) -> torch.Tensor:
+        weight = torch.from_numpy(tensors[name].dequantize())
+        return torch.nn.functional.linear(inputs, weight, module.bias)
 
-    def after(name: str, module: Any) -> None:
-        module.weight.data = originals[name]
-
-    hooks = []
-    try:
-        for name, module in layers.items():
-            hooks.append(module.register_forward_pre_hook(lambda m, args, n=name: before(n, m)))
-            hooks.append(module.register_forward_hook(lambda m, args, out, n=name: after(n, m)))
-        with replaced_weights(model, tables):
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for name, module in layers.items():
-            after(name, module)
+    names = [name for name in tensors if name not in tables]
+    with _computing(model, names, compute), replaced_weights(model, tables):
+        yield
 
 
 def importance_matrix(

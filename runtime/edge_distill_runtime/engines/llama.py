@@ -31,10 +31,12 @@ from edge_distill_runtime.engines.backend import (
 from edge_distill_runtime.engines.local import LocalBackend
 from edge_distill_runtime.errors import BackendError, BundleError, InputError, MissingExtra, ResourceError
 
-__all__ = ["LlamaBackend", "library"]
+__all__ = ["CACHE_STEP", "LlamaBackend", "library"]
+
+CACHE_STEP = 256
+"""Tokens: caches of sequences' own have a multiple of them."""
 
 _BATCH = 512
-_CACHE_STEP = 256  # tokens of a cache of a sequence's own
 _MOST_BETWEEN = 3  # free caches between two others that run in one batch with them
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _LOG: deque[str] = deque(maxlen=8)  # libllama's last errors, for messages
@@ -418,11 +420,11 @@ class LlamaBackend(LocalBackend):
 
 def _caches(context: int, cells: int, most: int) -> int:
     """How many sequences get a cache of their own, each of a multiple of 256 tokens as libllama makes them."""
-    if context % _CACHE_STEP or cells < context:
+    if context % CACHE_STEP or cells < context:
         raise InputError(
             "bad-own-caches",
-            f"{cells} tokens of cache hold no whole contexts of {context} tokens in steps of {_CACHE_STEP}",
-            f"ask for a context that is a multiple of {_CACHE_STEP}, and cache_tokens for several of them",
+            f"{cells} tokens of cache hold no whole contexts of {context} tokens in steps of {CACHE_STEP}",
+            f"ask for a context that is a multiple of {CACHE_STEP}, and cache_tokens for several of them",
         )
     return min(cells // context, most)
 
