@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.random_models import Variant, save_checkpoint, variant_named
+
+STUDENT = Variant(
+    "llama", "student", "smollm", {**variant_named("llama-tied-gqa").config, "max_position_embeddings": 1024}
+)
 
 
 @pytest.fixture
@@ -21,3 +28,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "student", STUDENT)
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("traces") / "traces.jsonl"
+    lines = [
+        json.dumps(
+            {"problem": f"What is {n} * 4?", "reasoning": f"{n} * 4 = {4 * n}", "answer": f"It is {4 * n}."}
+        )
+        for n in range(20, 40)
+    ]
+    path.write_text("\n".join(lines))
+    return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,30 +36,9 @@ from edge_distill_runtime.bundles.manifest import read_manifest
 from edge_distill_runtime.errors import InputError
 from tests.export.bundle_files import source_of
 from tests.export.gguf_files import checkpoint_of
-from tests.random_models import Variant, random_checkpoint, save_checkpoint, variant_named
+from tests.random_models import random_checkpoint, variant_named
 
-STUDENT = Variant(
-    "llama", "student", "smollm", {**variant_named("llama-tied-gqa").config, "max_position_embeddings": 1024}
-)
 TARGETS = ["gguf:auto", "onnx:auto"]
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "student", STUDENT)
-
-
-@pytest.fixture(scope="module")
-def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("traces") / "traces.jsonl"
-    lines = [
-        json.dumps(
-            {"problem": f"What is {n} * 4?", "reasoning": f"{n} * 4 = {4 * n}", "answer": f"It is {4 * n}."}
-        )
-        for n in range(20, 40)
-    ]
-    path.write_text("\n".join(lines))
-    return path
 
 
 @pytest.fixture(scope="module")

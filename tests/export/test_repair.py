@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,11 +30,7 @@ from edge_distill_runtime.bundles.gguf_header import read_gguf_header
 from edge_distill_runtime.bundles.manifest import read_manifest
 from edge_distill_runtime.errors import InputError
 from tests.export.test_automatic import gguf_integers, onnx_values
-from tests.random_models import Variant, random_checkpoint, save_checkpoint, variant_named
-
-STUDENT = Variant(
-    "llama", "student", "smollm", {**variant_named("llama-tied-gqa").config, "max_position_embeddings": 1024}
-)
+from tests.random_models import random_checkpoint, variant_named
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -280,24 +275,6 @@ def test_problems_are_fresh_and_the_deciding_ones_apart() -> None:
 
 
 # Export
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "student", STUDENT)
-
-
-@pytest.fixture(scope="module")
-def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("traces") / "traces.jsonl"
-    lines = [
-        json.dumps(
-            {"problem": f"What is {n} * 4?", "reasoning": f"{n} * 4 = {4 * n}", "answer": f"It is {4 * n}."}
-        )
-        for n in range(20, 40)
-    ]
-    path.write_text("\n".join(lines))
-    return path
 
 
 @pytest.fixture(scope="module")
