@@ -6,7 +6,7 @@ twice by `teacher_again.yaml`; then the weights in bfloat16 are the folder `teac
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,4 +128,8 @@ def _store(trained: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    make_teacher(Path(sys.argv[1] if len(sys.argv) > 1 else "teacher-run"), TEACHER)
+    parser = argparse.ArgumentParser(description="Make the demo's teacher again.")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("teacher-run"), help="for traces and runs"
+    )
+    make_teacher(parser.parse_args().folder, TEACHER)
