@@ -305,6 +305,8 @@ class ArtifactResult:
     fidelity: FidelityResult | None = None
     notes: tuple[str, ...] = ()
     """What could not be measured, and why."""
+    peer: bool = False
+    """Made by another program: a bare file or folder without a manifest."""
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,7 @@ def _describe(subject: Subject) -> ArtifactResult:
         size_bytes=found.model_bytes,
         bits_per_weight=manifest.precision.bits_per_weight,
         notes=found.notes,
+        peer=not manifest.files,
     )
 
 

@@ -99,6 +99,7 @@ def test_everything_is_there(finished: Path, bundles: dict[str, Path]) -> None:
         assert len(one.latency.time_to_answer) == ITEMS
         assert [figures.context for figures in one.memory] == [32, 256]
         assert one.energy is not None
+        assert not one.peer
         assert one.accuracy is not None
         assert {(cell.budget, cell.samples) for cell in one.accuracy.cells} == {
             (budget, samples) for budget in (0, 8) for samples in (1, 2)
@@ -117,6 +118,15 @@ def test_everything_is_there(finished: Path, bundles: dict[str, Path]) -> None:
     # greedy and two samples; a model without reasoning markers is asked once
     budgets = 2 if read_manifest(bundles["gguf"]).reasoning else 1
     assert len(read_rows(rows_path(finished, "gguf"))) == budgets * 3 * ITEMS
+
+
+def test_a_file_without_a_manifest_is_a_peer(
+    bundles: dict[str, Path], options: Options, tmp_path: Path
+) -> None:
+    short = replace(options, parts=("memory",), contexts=(32,))
+    out = tmp_path / "bench"
+    bench([bundles["gguf"], bundles["gguf"] / "model.gguf"], out=out, options=short, command="a test")
+    assert [one.peer for one in read_results(out).artifacts] == [False, True]
 
 
 def test_nothing_is_measured_twice(

@@ -22,6 +22,7 @@ import pytest
 from edge_distill import cli
 from edge_distill_bench.items import write_tasks
 from edge_distill_bench.report import report
+from edge_distill_bench.report.charts import fidelity_charts
 from edge_distill_bench.report.curves import Band, draw_intervals
 from edge_distill_bench.report.entries import entries_of, verdict_of
 from edge_distill_bench.report.flips import marked
@@ -364,6 +365,20 @@ def test_fronts_of_groups() -> None:
     # KL is logarithmic, and less is further down
     heights = {name: float(y) for y, name in re.findall(r'cy="([\d.]+)"[^>]*><title>(ours \w+)', svg)}
     assert heights["ours large"] > heights["ours small"]
+
+
+def test_peers_have_a_front_of_their_own(folder: Path) -> None:
+    results = read_results(folder)
+
+    def drawn(peers: set[str]) -> str:
+        artifacts = tuple(replace(one, peer=one.name in peers) for one in results.artifacts)
+        charts = fidelity_charts(entries_of(replace(results, artifacts=artifacts)))
+        chart = next(chart for chart in charts if chart.title == "KL against size")
+        assert ("models that other programs made" in chart.note) == bool(peers)
+        return chart.wide
+
+    assert 'class="front dashed"' not in drawn(set())
+    assert drawn({"gguf:q4_0"}).count('class="front dashed"') == 1
 
 
 def test_ticks_are_round() -> None:

@@ -92,7 +92,9 @@ def test_an_export_makes_records_and_verifies_it(student: Path, traces: Path, tm
             found[part, bundle.target] = (cache, bundle.parity.overall.kl_mean)
             verified = verify(Path(bundle.path), checkpoint=str(student))
             assert verified.parity is not None
-            assert verified.parity.parity.overall.kl_mean == pytest.approx(bundle.parity.overall.kl_mean, rel=0.05)
+            assert verified.parity.parity.overall.kl_mean == pytest.approx(
+                bundle.parity.overall.kl_mean, rel=0.05
+            )
     planned = plan(str(student), to=["gguf:q8_0", "onnx:int8"], kv_bits=8).targets
     values = 2 * 2 * 2 * 32  # keys and values, layers, heads, width
     bytes_of = {key: cache for key, (cache, _) in found.items()}

@@ -89,12 +89,22 @@ def _front(
 ) -> Chart | None:
     found = [(entry, across(entry), up(entry)) for entry in entries]
     points = [
-        Point(entry.name, one, other, colour=entry.colour, marker=entry.marker)
+        Point(
+            entry.name,
+            one,
+            other,
+            group="peers" if entry.artifact.peer else "",
+            colour=entry.colour,
+            marker=entry.marker,
+        )
         for entry, one, other in found
         if one is not None and other is not None
     ]
     if len(points) < 2:
         return None
+    points.sort(key=lambda point: point.group)  # the first group's front is drawn in full
+    if points[-1].group != points[0].group:
+        note += " Dashed: models that other programs made."
     wide = draw_front(points, x=x, y=y, label=title, class_="wide")
     narrow = draw_front(points, x=x, y=y, label=title, width=340, height=340, class_="narrow")
     return Chart(title, note, wide, narrow)
