@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_distill.distil.distill import distill
-from edge_distill.distil.recipe import load_recipe
+from edge_distill.distil.recipe import load_recipe, to_yaml
 from edge_distill.distil.reward_model import load_reward_model, with_reward_head
 from edge_distill_export.checkpoint import load_checkpoint
 from tests.distil.sums import pair_lines, sums, write
@@ -24,8 +24,11 @@ def name_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", ALL, ids=name_of)
-def test_can_be_read(path: Path) -> None:
-    load_recipe(path)
+def test_is_the_same_when_every_default_is_written_out(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    resolved = tmp_path / "recipe.yaml"
+    resolved.write_text(to_yaml(recipe), "utf-8")
+    assert load_recipe(resolved) == recipe
 
 
 def test_the_list_names_every_recipe() -> None:
