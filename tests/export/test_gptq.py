@@ -209,22 +209,29 @@ def test_shrinkage_by_hand() -> None:
 def test_a_trained_model_stays_closer_to_the_checkpoint_with_compensation() -> None:
     model = load_checkpoint(Path(demo.__file__).parent / "teacher").model
     names = linear_names(model.config)
-    torch.manual_seed(0)
-    starts = torch.randint(0, model.config.vocab_size, (56, 4))
-    sampled = model.generate(starts, do_sample=True, min_new_tokens=56, max_new_tokens=56)
-    texts, unseen = [Text(row, 0, 60) for row in sampled[16:].tolist()], sampled[:16]
 
-    def divergence(compensate: bool) -> float:
-        """Mean KL in nats."""
+    def divergence(sampled: torch.Tensor, compensate: bool) -> float:
+        """Mean KL in nats on the first of the texts, quantized for the others."""
+        texts, unseen = [Text(row, 0, 60) for row in sampled[16:].tolist()], sampled[:16]
         found = quantize_gptq(model, texts, names, {}, lambda: None, compensate=compensate)
-        tensors = found.tensors
+        weights = {name: tensor.dequantize() for name, tensor in found.tensors.items()}
         with torch.inference_mode():
             expected = model(unseen).logits.log_softmax(-1)
-            with replaced_weights(model, {name: tensor.dequantize() for name, tensor in tensors.items()}):
+            with replaced_weights(model, weights):
                 other = model(unseen).logits.log_softmax(-1)
         return float((expected.exp() * (expected - other)).sum(-1).mean())
 
-    assert divergence(compensate=True) < 0.9 * divergence(compensate=False)
+    sums = {True: 0.0, False: 0.0}  # one set of texts alone gives ratios from 0.5 to 1
+    for seed in range(3):
+        torch.manual_seed(seed)
+        starts = torch.randint(0, model.config.vocab_size, (160, 4))
+        attended = torch.ones_like(starts)
+        sampled = model.generate(
+            starts, attention_mask=attended, do_sample=True, min_new_tokens=56, max_new_tokens=56
+        )
+        for compensate in sums:
+            sums[compensate] += divergence(sampled, compensate)
+    assert sums[True] < 0.9 * sums[False]
 
 
 @pytest.mark.parametrize("family", ["llama-tied-gqa", "gemma3_text-tied-gqa"])
