@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edge_distill.distil.kinds import LENGTHS
-from edge_distill.distil.losses import DistillationLoss, TopK, distillation_loss, span_counts
+from edge_distill.distil.logits import logits_at
+from edge_distill.distil.losses import DistillationLoss, TopK, distillation_loss, predicting, span_counts
 from edge_distill.distil.spans import StepWeights, collate
 from edge_distill.distil.trainer import Losses, StudentTrainer
 
@@ -48,21 +49,19 @@ class DistillationTrainer(StudentTrainer):
         self, model: Any, batch: dict[str, torch.Tensor], counts: torch.Tensor, dataset: Any
     ) -> Losses:
         texts = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
-        # the prompts that all texts begin with need no logits
-        start = int((batch["labels"] >= 0).any(0).int().argmax()) - 1
-        kept = batch["labels"].shape[1] - start
+        places = predicting(batch["kinds"])
         with self.compute_loss_context_manager():
-            logits = model(**texts, use_cache=False, logits_to_keep=kept).logits
+            logits = logits_at(model, texts, places)
             teacher: torch.Tensor | TopK | None = None
             if self.teacher is not None:
                 examples = [dataset.examples[row] for row in batch["rows"].tolist()]
-                teacher = self.teacher.distributions(texts, examples, kept)
+                teacher = self.teacher.distributions(texts, examples, places)
         parts = distillation_loss(
             self.span_loss,
             logits,
-            batch["input_ids"][:, start:],
-            batch["kinds"][:, start:],
-            weights=batch["weights"][:, start:],
+            batch["input_ids"],
+            batch["kinds"],
+            weights=batch["weights"],
             teacher=teacher,
             counts=counts,
         )

@@ -31,7 +31,15 @@ from edge_distill.distil.divergences import (
 from edge_distill.distil.kinds import ANSWER, REASONING
 from edge_distill_runtime.errors import InputError
 
-__all__ = ["DistillationLoss", "LossParts", "SpanLoss", "TopK", "distillation_loss", "span_counts"]
+__all__ = [
+    "DistillationLoss",
+    "LossParts",
+    "SpanLoss",
+    "TopK",
+    "distillation_loss",
+    "predicting",
+    "span_counts",
+]
 
 
 @dataclass(frozen=True)
@@ -141,13 +149,18 @@ def distillation_loss(
 ) -> LossParts:
     """The loss of logits [batch, length, vocabulary] on tokens [batch, length].
 
-    `kinds` [batch, length] says what each token is (`kinds.py`); only reasoning and answer count. `weights`
-    [batch, length] multiply the tokens' losses; a negative one makes the token unlikely (`unlikelihood`), with its
-    absolute value. `teacher` is live logits of the student's shape, or `TopK`. `counts` [2] is the normalizer of the
+    Logits, and a live teacher's too, may also be those at `predicting(kinds)` alone, [n, vocabulary]. `kinds` [batch,
+    length] says what each token is (`kinds.py`); only reasoning and answer count. `weights` [batch, length] multiply
+    the tokens' losses; a negative one makes the token unlikely (`unlikelihood`), with its absolute value. `teacher` is
+    live logits of the student's shape, or `TopK`. `counts` [2] is the normalizer of the
     whole optimizer step (`span_counts`); by default this batch is all of it. Raises `InputError` when the loss needs
     a teacher and has none, or one of another vocabulary.
     """
     _check_teacher(loss, logits, teacher)
+    places = predicting(kinds)
+    logits = _at(places, logits)
+    if isinstance(teacher, torch.Tensor):
+        teacher = _at(places, teacher)
     counts = span_counts(kinds) if counts is None else counts
     spans = ((loss.alpha, loss.reasoning, REASONING), (loss.beta, loss.answer, ANSWER))
     total = widened(logits[:0]).sum()  # 0, and part of the graph even when no token counts
@@ -156,31 +169,46 @@ def distillation_loss(
         mask = kinds == kind
         mask[:, 0] = False  # `==` made it, so it is ours
         with torch.set_grad_enabled(bool(factor) and torch.is_grad_enabled()):
-            part = _span(span_loss, mask, logits, tokens, weights, teacher) / count.clamp(min=1)
+            rows = mask[:, 1:][places[:, :-1]]  # token t is predicted from position t - 1
+            part = _span(span_loss, mask, rows, logits, tokens, weights, teacher) / count.clamp(min=1)
         parts.append(part.detach())
         if factor:
             total = total + factor * part
     return LossParts(total, parts[0], parts[1])
 
 
+def predicting(kinds: torch.Tensor) -> torch.Tensor:
+    """bool [batch, length]: the places whose next token counts in a loss."""
+    found = torch.zeros_like(kinds, dtype=torch.bool)
+    found[:, :-1] = (kinds[:, 1:] == REASONING) | (kinds[:, 1:] == ANSWER)
+    return found
+
+
+def _at(places: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    return logits if logits.dim() == 2 else logits[places]
+
+
 def _span(
     loss: SpanLoss,
     mask: torch.Tensor,
+    rows: torch.Tensor,
     logits: torch.Tensor,
     tokens: torch.Tensor,
     weights: torch.Tensor | None,
     teacher: torch.Tensor | TopK | None,
 ) -> torch.Tensor:
-    """Sum over sequences of the mean weighted token loss of the span in `mask` [batch, length]."""
-    before = mask[:, 1:]  # token t is predicted from position t - 1
-    student = widened(logits[:, :-1][before])  # [n, vocabulary]: only rows that count are widened
+    """Sum over sequences of the mean weighted token loss of the span in `mask` [batch, length].
+
+    `rows` says which rows of logits [n, vocabulary] predict it.
+    """
+    student = widened(logits[rows])
     targets = tokens[mask]
     weight = torch.ones_like(student[:, 0]) if weights is None else weights[mask].to(student)
     wanted, refuted = weight > 0, weight < 0
     token_losses = torch.zeros_like(weight)
     if wanted.any():
-        rows = _teacher_rows(loss, teacher, mask, wanted)
-        token_losses[wanted] = _token_losses(loss, student[wanted], targets[wanted], rows)
+        likely = _teacher_rows(loss, teacher, mask, rows, wanted)
+        token_losses[wanted] = _token_losses(loss, student[wanted], targets[wanted], likely)
     if refuted.any():
         token_losses[refuted] = unlikelihood(student[refuted], targets[refuted])
     lengths = mask.sum(-1, keepdim=True).expand_as(mask)[mask]
@@ -188,7 +216,11 @@ def _span(
 
 
 def _teacher_rows(
-    loss: SpanLoss, teacher: torch.Tensor | TopK | None, mask: torch.Tensor, wanted: torch.Tensor
+    loss: SpanLoss,
+    teacher: torch.Tensor | TopK | None,
+    mask: torch.Tensor,
+    rows: torch.Tensor,
+    wanted: torch.Tensor,
 ) -> torch.Tensor | TopK | None:
     """The teacher's distributions of the tokens that count, without a gradient."""
     if teacher is None or not loss.needs_teacher:
@@ -203,7 +235,7 @@ def _teacher_rows(
             )
         indices, log_probabilities, log_rest = (part[mask][wanted].detach() for part in teacher[:3])
         return TopK(indices, log_probabilities, log_rest, teacher.temperature)
-    return widened(teacher[:, :-1][mask[:, 1:]][wanted]).detach()
+    return widened(teacher[rows][wanted]).detach()
 
 
 def _token_losses(

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from edge_distill.distil.kinds import LENGTHS
+from edge_distill.distil.logits import logits_at
 from edge_distill.distil.spans import Example, Solution, collate, make_example
 from edge_distill.distil.trainer import Losses, StudentTrainer
 from edge_distill.traces.trace import lines_of
@@ -95,14 +96,16 @@ class PreferenceTrainer(StudentTrainer):
 
     def _likelihoods(self, model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability of each text's solution, and its tokens."""
-        labels = batch["labels"][:, 1:]
+        learned = batch["labels"][:, 1:] >= 0
+        places = F.pad(learned, (0, 1))
         with self.compute_loss_context_manager():
             texts = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
-            logits = model(**texts, use_cache=False).logits[:, :-1]
-        entropies = F.cross_entropy(
-            logits.float().transpose(1, 2), labels, reduction="none"
-        )  # 0 where ignored
-        return -entropies.sum(-1), (labels >= 0).sum(-1)
+            logits = logits_at(model, texts, places)
+        entropies = torch.zeros(learned.shape, device=logits.device)
+        entropies[learned] = F.cross_entropy(
+            logits.float(), batch["labels"][:, 1:][learned], reduction="none"
+        )
+        return -entropies.sum(-1), learned.sum(-1)
 
     def _reference(self, dataset: Any) -> torch.Tensor:
         """log r(chosen) - log r(rejected) of every row, float32 [rows]."""

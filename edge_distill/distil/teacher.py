@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from edge_distill.distil.cached_logits import CachedLogits, CachedLogitsWriter, CachedTeacher, teacher_hash
 from edge_distill.distil.kinds import LENGTHS
+from edge_distill.distil.logits import logits_at
 from edge_distill.distil.spans import Example, collate
 from edge_distill_export.progress import stage
 from edge_distill_runtime.errors import InputError
@@ -26,9 +27,9 @@ class LogitsTeacher(Protocol):
     """Whose distributions a loss compares with."""
 
     def distributions(
-        self, texts: Mapping[str, torch.Tensor], examples: Sequence[Example], kept: int
+        self, texts: Mapping[str, torch.Tensor], examples: Sequence[Example], places: torch.Tensor
     ) -> torch.Tensor | TopK:
-        """Those of the last `kept` places of a padded batch: logits [batch, kept, vocabulary], or the likeliest."""
+        """Those of a padded batch: logits [n, vocabulary] at `places` [batch, length], or the likeliest tokens."""
         ...
 
 
@@ -37,13 +38,12 @@ class _LiveTeacher:
         self._model = checkpoint.model.to(device, dtype).requires_grad_(False)
 
     def distributions(
-        self, texts: Mapping[str, torch.Tensor], examples: Sequence[Example], kept: int
+        self, texts: Mapping[str, torch.Tensor], examples: Sequence[Example], places: torch.Tensor
     ) -> torch.Tensor:
         import torch
 
         with torch.no_grad():
-            logits: torch.Tensor = self._model(**texts, use_cache=False, logits_to_keep=kept).logits
-        return logits
+            return logits_at(self._model, texts, places)
 
 
 class _CachedTeacher:
@@ -51,13 +51,13 @@ class _CachedTeacher:
         self._cache, self._device = cache, device
 
     def distributions(
-        self, texts: Mapping[str, torch.Tensor], examples: Sequence[Example], kept: int
+        self, texts: Mapping[str, torch.Tensor], examples: Sequence[Example], places: torch.Tensor
     ) -> TopK:
         from edge_distill.distil.losses import TopK
 
         length = texts["input_ids"].shape[1]
         rows = self._cache.batch([(example.tokens, example.first) for example in examples], length)
-        indices, log_probabilities, log_rest = (part[:, -kept:].to(self._device) for part in rows[:3])
+        indices, log_probabilities, log_rest = (part.to(self._device) for part in rows[:3])
         return TopK(indices, log_probabilities, log_rest, rows.temperature)
 
 
@@ -100,11 +100,12 @@ def open_logits_teacher(
                 for batch in _batches(missing, batch_size):
                     texts = collate(batch, 0, multiple=LENGTHS)
                     names = ("input_ids", "attention_mask", "position_ids")
-                    length = texts["input_ids"].shape[1]
                     inputs = {name: texts[name].to(device) for name in names}
-                    logits = live.distributions(inputs, batch, length)
-                    for row, example in enumerate(batch):
-                        writer.add(example.tokens, logits[row, : len(example.tokens)], first=example.first)
+                    filled = inputs["attention_mask"].bool()
+                    logits = live.distributions(inputs, batch, filled)
+                    lengths = [len(example.tokens) for example in batch]
+                    for example, rows in zip(batch, logits.split(lengths), strict=True):
+                        writer.add(example.tokens, rows, first=example.first)
                     advance(len(batch))
     return _CachedTeacher(CachedLogits(section.cache), device)
 
