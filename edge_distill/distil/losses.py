@@ -152,9 +152,9 @@ def distillation_loss(
     Logits, and a live teacher's too, may also be those at `predicting(kinds)` alone, [n, vocabulary]. `kinds` [batch,
     length] says what each token is (`kinds.py`); only reasoning and answer count. `weights` [batch, length] multiply
     the tokens' losses; a negative one makes the token unlikely (`unlikelihood`), with its absolute value. `teacher` is
-    live logits of the student's shape, or `TopK`. `counts` [2] is the normalizer of the
-    whole optimizer step (`span_counts`); by default this batch is all of it. Raises `InputError` when the loss needs
-    a teacher and has none, or one of another vocabulary.
+    live logits of the student's shape, or `TopK`. `counts` [2] is the normalizer of the whole optimizer step
+    (`span_counts`); by default this batch is all of it. Raises `InputError` when the loss needs a teacher and has none,
+    or one of another vocabulary.
     """
     _check_teacher(loss, logits, teacher)
     places = predicting(kinds)
