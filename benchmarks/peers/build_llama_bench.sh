@@ -23,7 +23,7 @@ SOURCE=$FOLDER/llama_cpp_python-$VERSION/vendor/llama.cpp
 WITHOUT_AMX="-include $(cd "$(dirname "$0")/../../runtime" && pwd)/without_amx.h"
 # scikit-build-core builds in release mode too; GGML_NATIVE, on by default, chooses this CPU's instructions
 cmake -S "$SOURCE" -B "$FOLDER/build" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
-    "-DCMAKE_C_FLAGS=$WITHOUT_AMX" "-DCMAKE_CXX_FLAGS=$WITHOUT_AMX" \
+    "-DCMAKE_C_FLAGS=$WITHOUT_AMX ${CFLAGS:-}" "-DCMAKE_CXX_FLAGS=$WITHOUT_AMX ${CXXFLAGS:-}" \
     -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF \
     -DLLAMA_BUILD_TOOLS=ON
 cmake --build "$FOLDER/build" --target llama-bench llama-perplexity --parallel "$(nproc)"

@@ -37,7 +37,7 @@ from edge_distill_export.choose import hold_back
 from edge_distill_export.collect import Calibration, calibration_texts
 from edge_distill_export.families import embedding_names, linear_names
 from edge_distill_export.grid import QuantizedTensor, quantize_rtn
-from edge_distill_export.kv_cache import check_kv_bits, gguf_precision, quantize_onnx_cache
+from edge_distill_export.kv_cache import check_kv_bits, gguf_precision, has_int8_graph, quantize_onnx_cache
 from edge_distill_export.mixed import high_text
 from edge_distill_export.model_card import write_card
 from edge_distill_export.parity import Parity, References
@@ -190,21 +190,7 @@ def export(
         stages = {target: stack.enter_context(staged(place)) for target, place in places.items()}
         manifests = _write(source, stages, method, calibration, made, kv_bits)
         parities = _measure(source, stages, heldout)
-        bundles, failures = [], []
-        for target, directory in stages.items():
-            limit = target.kl_limit if limit_kl is None else limit_kl
-            if target.budget and target.budget.kl:
-                limit = min(limit, target.budget.kl)
-            try:
-                _judge(source, target, parities[target], limit, made.tensors[target])
-                verification = _verification(source, directory, parities[target], limit)
-            except ParityError as exc:
-                failures.append(exc)
-                continue
-            manifest = replace(manifests[target], verification=verification)
-            bundles.append(
-                _finish(source, target, manifest, directory, places[target], parities[target], limit)
-            )
+        bundles, failures = _publish_good(source, stages, places, manifests, parities, made, limit_kl)
     if failures:
         others = f"; made: {', '.join(bundle.target for bundle in bundles)}" if bundles else ""
         first = failures[0]
@@ -233,9 +219,8 @@ def _method_of(target: Target, method: Method) -> Literal["none", "rtn", "gptq",
 
 
 def _calibrates(target: Target, method: Method, kv_bits: int | None) -> bool:
-    if kv_bits and target.format == "onnx":
-        return True
-    return target.k_quant or target.budget is not None or (target.bits == 4 and method == "gptq")
+    by_weights = target.k_quant or target.budget is not None or (target.bits == 4 and method == "gptq")
+    return by_weights or has_int8_graph(target, kv_bits)
 
 
 def _quantize(
@@ -336,10 +321,9 @@ def _write(
                     lineage["repair"] = repaired.record
                 lengths = calibration.reasoning_lengths if calibration else None
                 manifest = make_manifest(source, target, directory, used, lineage, lengths)
-                if target.format == "gguf":
-                    manifest = replace(manifest, kv_cache=gguf_precision(kv_bits))
+                manifest = replace(manifest, kv_cache=gguf_precision(target, kv_bits))
                 manifests[target] = seal(directory, manifest)
-                if kv_bits and target.format == "onnx":
+                if has_int8_graph(target, kv_bits):
                     assert calibration is not None  # `_calibrates` asked for it
                     texts = [text.tokens for text in calibration.texts]
                     manifests[target] = quantize_onnx_cache(directory, texts)
@@ -363,6 +347,32 @@ def _measure(source: Source, stages: Mapping[Target, Path], heldout: Sequence[Te
             with stage(f"Comparing {target}", len(heldout)) as advance, load(directory) as model:
                 parities[target] = references.compare(model.backend, advance)
     return parities
+
+
+def _publish_good(
+    source: Source,
+    stages: Mapping[Target, Path],
+    places: Mapping[Target, Path],
+    manifests: Mapping[Target, Manifest],
+    parities: Mapping[Target, Parity],
+    made: _Quantization,
+    limit_kl: float | None,
+) -> tuple[list[Exported], list[ParityError]]:
+    """Put the bundles within their limits into place; the others stay in `stages`, each with its error."""
+    bundles, failures = [], []
+    for target, directory in stages.items():
+        parity, limit = parities[target], target.kl_limit if limit_kl is None else limit_kl
+        if target.budget and target.budget.kl:
+            limit = min(limit, target.budget.kl)
+        try:
+            _judge(source, target, parity, limit, made.tensors[target])
+            verification = _verification(source, directory, parity, limit)
+        except ParityError as exc:
+            failures.append(exc)
+            continue
+        manifest = replace(manifests[target], verification=verification)
+        bundles.append(_finish(source, target, manifest, directory, places[target], parity, limit))
+    return bundles, failures
 
 
 def _judge(

@@ -22,9 +22,8 @@ from edge_distill_runtime.bundles.manifest import KVLayout, Manifest
 from edge_distill_runtime.engines.kv_cache import choose_precision
 from edge_distill_runtime.errors import InputError
 
-__all__ = ["cache_layout", "check_kv_bits", "gguf_precision", "quantize_onnx_cache"]
+__all__ = ["cache_layout", "check_kv_bits", "gguf_precision", "has_int8_graph", "quantize_onnx_cache"]
 
-_MODEL = "model.onnx"
 _GGUF: dict[int, Literal["q8_0", "q4_0"]] = {8: "q8_0", 4: "q4_0"}
 
 
@@ -42,18 +41,23 @@ def check_kv_bits(bits: int | None, source: Source, targets: Iterable[Target]) -
                 "give --kv-bits 8, or GGUF",
             )
         if target.format == "gguf":
-            choose_precision("gguf", kv_layout(source, target), gguf_precision(bits))
+            choose_precision("gguf", kv_layout(source, target), gguf_precision(target, bits))
 
 
-def gguf_precision(bits: int | None) -> Literal["q8_0", "q4_0"] | None:
-    """libllama's name, for the manifest."""
-    return None if bits is None else _GGUF[bits]
+def gguf_precision(target: Target, bits: int | None) -> Literal["q8_0", "q4_0"] | None:
+    """libllama's name, for the manifest; None for floats, and for ONNX, where the graph decides."""
+    return _GGUF[bits] if bits and target.format == "gguf" else None
+
+
+def has_int8_graph(target: Target, bits: int | None) -> bool:
+    """Whether the graph itself gets other keys and values, which takes calibration text."""
+    return bits is not None and target.format == "onnx"
 
 
 def cache_layout(source: Source, target: Target, bits: int | None) -> KVLayout:
     """The layout in the finished bundle's manifest."""
     layout = kv_layout(source, target)
-    return replace(layout, bytes_per_value=1) if bits and target.format == "onnx" else layout
+    return replace(layout, bytes_per_value=1) if has_int8_graph(target, bits) else layout
 
 
 def quantize_onnx_cache(directory: Path, texts: Sequence[Sequence[int]]) -> Manifest:
@@ -81,9 +85,10 @@ def quantize_onnx_cache(directory: Path, texts: Sequence[Sequence[int]]) -> Mani
             values = np.frombuffer(model.backend.save(sequence)[-4 * count :], np.float32)
             largest = np.maximum(largest, np.abs(values).reshape(2 * layers, -1).max(1))
             model.backend.release(sequence)
-    graph = onnx.load(str(directory / _MODEL), load_external_data=False)
+    path = directory / manifest.model_file
+    graph = onnx.load(str(path), load_external_data=False)
     _rewrite(graph.graph, largest)
-    (directory / _MODEL).write_bytes(graph.SerializeToString())
+    path.write_bytes(graph.SerializeToString())
     return seal(directory, replace(manifest, kv=replace(manifest.kv, bytes_per_value=1)))
 
 

@@ -194,8 +194,8 @@ def _plan(
     kv_bits: int | None,
 ) -> PlannedTarget:
     layout = cache_layout(source, target, kv_bits)
-    wanted = gguf_precision(kv_bits) if target.format == "gguf" else None
-    token = token_bytes(layout, choose_precision(target.format, layout, wanted))
+    precision = choose_precision(target.format, layout, gguf_precision(target, kv_bits))
+    token = token_bytes(layout, precision)
     cache = token * source.context_length
     tensors = len(list(source.checkpoint.model.parameters()))
     try:

@@ -1,7 +1,7 @@
 """Traces with steps that nothing depends on, for the ablation of granularity in docs/distillation.md.
 
-Before a needed step stands, every second time, a true sum of two of the problem's numbers that no later step uses.
-`--granularity critical` takes them out again, `full` learns them.
+Before a needed step stands, every second time, a true sum of two of the problem's numbers. `--granularity critical`
+takes those out again whose result is not by chance a number that a later step uses; `full` learns all.
 """
 
 from __future__ import annotations
