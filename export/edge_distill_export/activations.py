@@ -76,18 +76,20 @@ def replace_linears(
     tokens, positions, filled = _packed(texts)
     last: dict[str, Any] = {"activations": None}
 
-    def compute(name: str, module: Any, activations: torch.Tensor) -> torch.Tensor:
-        exact, inputs = activations.chunk(2)
+    def weights(name: str, module: Any, activations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer's own weight for the first half of the activations, its replacement for the second."""
         if last["activations"] is not activations:
+            exact, inputs = activations.chunk(2)
             drift = streams.drift_behind(name)
             lacking = None if drift is None else _parts(drift, filled)
             seen = Seen(_parts(inputs, filled), _parts(exact, filled), lacking)
             last.update(activations=activations, seen=seen)
-        replacement = replace(name, module.weight.data, last["seen"])
-        outputs = activations.new_empty(*activations.shape[:-1], len(replacement))
-        for weight, part, out in zip(
-            (module.weight, replacement), (exact, inputs), outputs.chunk(2), strict=True
-        ):
+        return module.weight.data, replace(name, module.weight.data, last["seen"])
+
+    def compute(name: str, module: Any, activations: torch.Tensor) -> torch.Tensor:
+        both = weights(name, module, activations)
+        outputs = activations.new_empty(*activations.shape[:-1], len(both[0]))
+        for weight, part, out in zip(both, activations.chunk(2), outputs.chunk(2), strict=True):
             torch.matmul(part, weight.T, out=out)
         return outputs if module.bias is None else outputs.add_(module.bias)
 
@@ -95,7 +97,7 @@ def replace_linears(
         torch.inference_mode(),
         _ResidualStreams(model) as streams,
         _computing(model, names, compute),
-        _lean(model),
+        _lean(model, names, weights),
     ):
         embedded = [model.get_input_embeddings()(tokens)]
         # in float32 only while they are looked up: they are large
@@ -107,21 +109,39 @@ def replace_linears(
 
 
 @contextmanager
-def _lean(model: PreTrainedModel) -> Iterator[None]:
-    """MLPs multiply in place: a third less of what is the most of all memory here."""
+def _lean(
+    model: PreTrainedModel,
+    names: Sequence[str],
+    weights: Callable[[str, Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+) -> Iterator[None]:
+    """Gates are multiplied row by row: half of what is the most of all memory here."""
+    import torch
+    from torch.nn.functional import linear
 
-    def forward(mlp: Any, hidden: torch.Tensor) -> torch.Tensor:
-        gate: torch.Tensor = mlp.act_fn(mlp.gate_proj(hidden))
-        output: torch.Tensor = mlp.down_proj(gate.mul_(mlp.up_proj(hidden)))
-        return output
+    def forward(prefix: str, mlp: Any, hidden: torch.Tensor) -> torch.Tensor:
+        gate, up = mlp.gate_proj, mlp.up_proj
+        gates = weights(f"{prefix}.gate_proj.weight", gate, hidden)
+        ups = weights(f"{prefix}.up_proj.weight", up, hidden)
+        product = hidden.new_empty(*hidden.shape[:-1], len(ups[0]))
+        halves = zip(gates, ups, hidden.chunk(2), product.chunk(2), strict=True)
+        for gate_weight, up_weight, part, out in halves:
+            for row, values in zip(part, out, strict=True):
+                opened = mlp.act_fn(linear(row, gate_weight, gate.bias))
+                torch.mul(opened, linear(row, up_weight, up.bias), out=values)
+        result: torch.Tensor = mlp.down_proj(product)
+        return result
 
-    mlps = [layer.mlp for layer in model.get_decoder().layers if hasattr(layer.mlp, "gate_proj")]
+    mlps = {
+        f"model.layers.{index}.mlp": layer.mlp
+        for index, layer in enumerate(model.get_decoder().layers)
+        if f"model.layers.{index}.mlp.gate_proj.weight" in names
+    }
     try:
-        for mlp in mlps:
-            mlp.forward = partial(forward, mlp)
+        for prefix, mlp in mlps.items():
+            mlp.forward = partial(forward, prefix, mlp)
         yield
     finally:
-        for mlp in mlps:
+        for mlp in mlps.values():
             vars(mlp).pop("forward", None)
 
 

@@ -22,11 +22,11 @@ from edge_distill_export.calibration import (
     own_traces,
     parse_trace,
     prompt_text,
-    read_traces,
     render_traces,
 )
 from edge_distill_export.families import embedding_names, linear_names
 from edge_distill_export.grid import quantize_rtn
+from edge_distill_export.unseen import unseen_traces
 from edge_distill_runtime.bundles.manifest import ReasoningLengths
 from edge_distill_runtime.engines.allocator import give_back_freed_memory
 from edge_distill_runtime.engines.machine import usable_cpus
@@ -47,6 +47,8 @@ class Calibration:
     texts: tuple[Text, ...]
     origin: str
     """`own` or the name of the user's file."""
+    left_out: int = 0
+    """The user's traces that share their wording with the held-out text."""
 
     def to_dict(self) -> dict[str, Any]:
         tokens = [text.tokens for text in self.texts]
@@ -55,6 +57,7 @@ class Calibration:
             "texts": len(tokens),
             "tokens": sum(map(len, tokens)),
             "sha256": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
+            "left_out": self.left_out,
         }
 
     @property
@@ -70,13 +73,16 @@ class Calibration:
 def calibration_texts(source: Source, path: Path | None, out: Path) -> Calibration:
     """Read `path`, or let the student write; its own traces are kept in `out` for reading and reuse.
 
+    Of `path` without traces that share their wording with the held-out text: it would be no measure any more.
+
     To what the student writes come worked solutions of other built-in problems: its own text is what it will see
     in use, the solutions hold the steps that a small student leaves out.
     """
     tokenizer = source.checkpoint.tokenizer
     if path is not None:
-        texts = render_traces(read_traces(path), source.style, tokenizer, source.context_length)
-        return Calibration(_thinned(texts), path.name)
+        traces, left_out = unseen_traces(path)
+        texts = render_traces(traces, source.style, tokenizer, source.context_length)
+        return Calibration(_thinned(texts), path.name, left_out)
     problems = builtin_traces("calibration")
     own, solved = problems[:OWN_TRACES], problems[OWN_TRACES : OWN_TRACES + SOLVED_TRACES]
     texts = written_by_student(source, own, out)

@@ -122,6 +122,11 @@ class ExportResult:
         for bundle in self.bundles:
             if bundle.choice:
                 console.print(f"{bundle.target}: 8 bits for {high_text(bundle.choice)}")
+        if self.calibration and self.calibration["left_out"]:
+            console.print(
+                f"{self.calibration['left_out']} traces were not calibrated on: they share their wording with the "
+                "held-out text"
+            )
         console.print(f"{self.seconds:.0f} s, peak memory {self.peak_memory / 2**20:,.0f} MiB")
 
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_distill_export.artifact import Source
-from edge_distill_export.calibration import Text, builtin_traces, read_traces, render_traces
+from edge_distill_export.calibration import Text, builtin_traces, render_traces
 from edge_distill_export.collect import written_by_student
+from edge_distill_export.unseen import unseen_traces
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +73,7 @@ def repair_texts(
     tokenizer, context = source.checkpoint.tokenizer, source.context_length
     if calibrate is not None:
         decides = {tuple(text.tokens) for text in deciding}
-        texts = render_traces(read_traces(calibrate), source.style, tokenizer, context)
+        texts = render_traces(unseen_traces(calibrate)[0], source.style, tokenizer, context)
         return RepairText(tuple(text for text in texts if tuple(text.tokens) not in decides), tuple(deciding))
     problems = builtin_traces("repair")[: _TEXTS_A_STEP * steps]
     kept = builtin_traces("deciding")

@@ -211,7 +211,7 @@ def test_a_trained_model_stays_closer_to_the_checkpoint_with_compensation() -> N
     names = linear_names(model.config)
 
     def divergence(sampled: torch.Tensor, compensate: bool) -> float:
-        """Mean KL in nats on the first of the texts, quantized for the others."""
+        """Median KL in nats on the first of the texts, quantized for the others; a few tokens make the mean."""
         texts, unseen = [Text(row, 0, 60) for row in sampled[16:].tolist()], sampled[:16]
         found = quantize_gptq(model, texts, names, {}, lambda: None, compensate=compensate)
         weights = {name: tensor.dequantize() for name, tensor in found.tensors.items()}
@@ -219,9 +219,9 @@ def test_a_trained_model_stays_closer_to_the_checkpoint_with_compensation() -> N
             expected = model(unseen).logits.log_softmax(-1)
             with replaced_weights(model, weights):
                 other = model(unseen).logits.log_softmax(-1)
-        return float((expected.exp() * (expected - other)).sum(-1).mean())
+        return float((expected.exp() * (expected - other)).sum(-1).median())
 
-    sums = {True: 0.0, False: 0.0}  # one set of texts alone gives ratios from 0.5 to 1
+    sums = {True: 0.0, False: 0.0}  # one set of texts alone gives ratios from 0.46 to 0.94
     for seed in range(3):
         torch.manual_seed(seed)
         starts = torch.randint(0, model.config.vocab_size, (160, 4))
@@ -231,7 +231,7 @@ def test_a_trained_model_stays_closer_to_the_checkpoint_with_compensation() -> N
         )
         for compensate in sums:
             sums[compensate] += divergence(sampled, compensate)
-    assert sums[True] < 0.9 * sums[False]
+    assert sums[True] < 0.8 * sums[False]
 
 
 @pytest.mark.parametrize("family", ["llama-tied-gqa", "gemma3_text-tied-gqa"])
