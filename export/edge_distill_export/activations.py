@@ -84,7 +84,10 @@ def replace_linears(
             lacking = None if drift is None else _parts(drift, filled)
             seen = Seen(_parts(inputs, filled), _parts(exact, filled), lacking)
             last.update(activations=activations, seen=seen)
-        return module.weight.data, replace(name, module.weight.data, last["seen"])
+        replacement = replace(name, module.weight.data, last["seen"])
+        if name.endswith(_ADDED):  # no other layer reads these: an MLP's are the most of all memory
+            last.update(activations=None, seen=None)
+        return module.weight.data, replacement
 
     def compute(name: str, module: Any, activations: torch.Tensor) -> torch.Tensor:
         both = weights(name, module, activations)
@@ -176,7 +179,7 @@ class _ResidualStreams:
         if self._last is None or not name.endswith(_ADDED):
             return None
         exact, found = self._last.chunk(2)
-        return (exact - found) / self._multiplier
+        return (exact - found).div_(self._multiplier)
 
 
 def _parts(activations: torch.Tensor, filled: Sequence[int]) -> Parts:

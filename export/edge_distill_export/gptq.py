@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import numpy as np
 
@@ -41,7 +42,6 @@ _SHRINKS = (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05)  # of the largest w
 _REFINEMENTS = 2
 _TABLE_ROWS = 8192  # of an embedding at once: each is quantized by itself
 _TABLE_TEXTS = 20  # whose last hidden states a head is fitted to
-_BEFORE_MLP = (".gate_proj.weight", ".gate_up_proj.weight")
 _ENERGY_TOKENS = 2048  # that tell how much there is to make up for
 _SYSTEM_ENTRIES = 1 << 22  # of the linear systems solved at once: 32 MiB in float64
 
@@ -72,15 +72,13 @@ def quantize_gptq(
     stay as they are.
     """
     result = Quantized({}, {})
-    last: dict[str, Any] = {"seen": None}
+    last: dict[str, Any] = {"seen": lambda: None}  # a weak reference, as what is seen is large
 
     def replace(name: str, weight: torch.Tensor, seen: Seen) -> torch.Tensor:
         import torch
 
-        if name.endswith(_BEFORE_MLP):
-            give_back_freed_memory()  # some 110 MB for SmolLM2, just before the most is needed
-        if last["seen"] is not seen:
-            last.update(seen=seen, hessian=Hessian(second_moment(seen.inputs), name))
+        if last["seen"]() is not seen:
+            last.update(seen=ref(seen), hessian=Hessian(second_moment(seen.inputs), name))
             last["drift"] = input_drift(seen) if compensate else None
         hessian = last["hessian"]
         wanted = compensated(weight, seen, last["drift"], hessian) if compensate else weight
@@ -89,6 +87,7 @@ def quantize_gptq(
         else:
             result.importance[name] = hessian.importance.numpy()
             result.tensors[name] = quantize_layer(wanted, hessian, name)
+        give_back_freed_memory()  # hundreds of MB
         advance()
         return torch.from_numpy(result.tensors[name].dequantize())
 
