@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import ref
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -72,16 +72,16 @@ def quantize_gptq(
     stay as they are.
     """
     result = Quantized({}, {})
-    last: dict[str, Any] = {"seen": lambda: None}  # a weak reference, as what is seen is large
+    moments: WeakKeyDictionary[Seen, tuple[Hessian, Any]] = WeakKeyDictionary()  # what is seen is large
 
     def replace(name: str, weight: torch.Tensor, seen: Seen) -> torch.Tensor:
         import torch
 
-        if last["seen"]() is not seen:
-            last.update(seen=ref(seen), hessian=Hessian(second_moment(seen.inputs), name))
-            last["drift"] = input_drift(seen) if compensate else None
-        hessian = last["hessian"]
-        wanted = compensated(weight, seen, last["drift"], hessian) if compensate else weight
+        if seen not in moments:
+            drift = input_drift(seen) if compensate else None
+            moments[seen] = Hessian(second_moment(seen.inputs), name), drift
+        hessian, drift = moments[seen]
+        wanted = compensated(weight, seen, drift, hessian) if compensate else weight
         if name in high:
             result.tensors[name] = quantize_rtn(wanted, 8, name)
         else:

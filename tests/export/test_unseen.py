@@ -28,9 +28,8 @@ def write(path: Path, lines: Iterable[dict[str, Any]]) -> Path:
 
 
 def test_heldout_templates_are_found_whatever_names_and_numbers_stand_in_them(tmp_path: Path) -> None:
-    first = reasoning_gym.create_dataset(
-        "gsm_symbolic", size=600, seed=20
-    )  # as `export/make_problems.py` has it
+    # as `export/make_problems.py` has it
+    first = reasoning_gym.create_dataset("gsm_symbolic", size=600, seed=20)
     templates = {f"gsm_symbolic-{item['metadata']['source_index']}": template(item) for item in first}
     heldout = {templates[json.loads(line)["id"]] for line in HELDOUT.read_text("utf-8").splitlines()}
     items = list(reasoning_gym.create_dataset("gsm_symbolic", size=500, seed=77))
