@@ -11,39 +11,26 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Annotated, Any
 
 from edge_distill_export.activations import replaced_weights
-from edge_distill_export.artifact import (
-    Source,
-    check_tokenizer,
-    float_source,
-    make_manifest,
-    prepare,
-    write_model,
-    write_modelfile,
-)
-from edge_distill_export.automatic import mixed_tensors
-from edge_distill_export.bundle import check_destination, publish, seal, staged
+from edge_distill_export.artifact import Source, float_source, make_manifest, prepare, write_model
+from edge_distill_export.bundle import check_destination, seal, staged
 from edge_distill_export.calibration import Text, heldout_texts
-from edge_distill_export.chat_template import check_chat
 from edge_distill_export.checkpoint import load_checkpoint
 from edge_distill_export.choose import hold_back
 from edge_distill_export.collect import Calibration, calibration_texts
-from edge_distill_export.families import embedding_names, linear_names
-from edge_distill_export.grid import QuantizedTensor, quantize_rtn
 from edge_distill_export.kv_cache import check_kv_bits, gguf_precision, has_int8_graph, quantize_onnx_cache
 from edge_distill_export.mixed import high_text
-from edge_distill_export.model_card import write_card
 from edge_distill_export.parity import Parity, References
 from edge_distill_export.plan import Plan, plan
 from edge_distill_export.progress import stage
-from edge_distill_export.repair import Repaired, Stages
+from edge_distill_export.publishing import Exported, publish_good
+from edge_distill_export.quantize import Method, Quantization, calibrates, method_of, quantize
+from edge_distill_export.repair import Stages
 from edge_distill_export.repair_targets import check_repair, repaired_targets
 from edge_distill_export.repair_text import repair_texts
 from edge_distill_export.targets import Target, parse_budgets, parse_targets
@@ -54,37 +41,7 @@ from edge_distill_runtime.errors import InputError, ParityError
 if TYPE_CHECKING:
     from rich.console import Console
 
-Method = Literal["rtn", "gptq"]
-
-
-@dataclass(frozen=True)
-class Exported:
-    """One bundle in its place."""
-
-    target: str
-    path: str
-    method: str
-    bytes: int
-    """Size of the model file(s)."""
-    bits_per_weight: float
-    parity: Parity
-    limit_kl: float
-    choice: dict[str, Any] | None = None
-    """Of mixed precision: which tensors have 8 bits, and what decided it."""
-
-
-@dataclass(frozen=True)
-class _Quantization:
-    """What the targets are written from."""
-
-    tensors: dict[Target, Mapping[str, QuantizedTensor]]
-    """On the grid; none for floats and K-quants."""
-    importance: dict[str, np.ndarray]
-    """The K-quants' matrix."""
-    choices: dict[Target, dict[str, Any]]
-    """Of mixed precision, for the manifest."""
-    repairs: dict[Target, Repaired] = field(default_factory=dict)
-    """What targets learned after that; `tensors` has it already."""
+__all__ = ["ExportResult", "export"]
 
 
 @dataclass(frozen=True)
@@ -181,11 +138,11 @@ def export(
     heldout = heldout_texts(source.style, source.checkpoint.tokenizer, source.context_length)
     calibration: Calibration | None = None
     deciding: list[Text] = []
-    if any(_calibrates(target, method, kv_bits) for target in targets):
+    if any(calibrates(target, method, kv_bits) for target in targets):
         calibration = calibration_texts(source, calibrate, out)
     if calibration and (repair or any(target.budget for target in targets)):
         calibration, deciding = hold_back(source, calibration)
-    made = _quantize(source, targets, method, calibration, deciding, out)
+    made = quantize(source, targets, method, calibration, deciding, out)
     if repair:
         text = repair_texts(source, calibrate, deciding, repair, out)
         repairs = repaired_targets(source, made.tensors, text, repair, repair_stages, out)
@@ -195,7 +152,7 @@ def export(
         stages = {target: stack.enter_context(staged(place)) for target, place in places.items()}
         manifests = _write(source, stages, method, calibration, made, kv_bits)
         parities = _measure(source, stages, heldout)
-        bundles, failures = _publish_good(source, stages, places, manifests, parities, made, limit_kl)
+        bundles, failures = publish_good(source, stages, places, manifests, parities, made.tensors, limit_kl)
     if failures:
         others = f"; made: {', '.join(bundle.target for bundle in bundles)}" if bundles else ""
         first = failures[0]
@@ -214,95 +171,12 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _method_of(target: Target, method: Method) -> Literal["none", "rtn", "gptq", "k-quant"]:
-    """What chose the target's integers: 8 bits are rounded, which loses next to nothing."""
-    if target.k_quant:
-        return "k-quant"
-    if target.budget:
-        return method
-    return {None: "none", 8: "rtn", 4: method}[target.bits]
-
-
-def _calibrates(target: Target, method: Method, kv_bits: int | None) -> bool:
-    by_weights = target.k_quant or target.budget is not None or (target.bits == 4 and method == "gptq")
-    return by_weights or has_int8_graph(target, kv_bits)
-
-
-def _quantize(
-    source: Source,
-    targets: Sequence[Target],
-    method: Method,
-    calibration: Calibration | None,
-    deciding: Sequence[Text],
-    out: Path,
-) -> _Quantization:
-    """Everything on the grid: embedding and head at 8 bits, except where mixed precision chooses 4."""
-    from edge_distill_export.activations import importance_matrix
-
-    model = source.checkpoint.model
-    names = linear_names(model.config)
-    automatic = [target for target in targets if target.budget]
-    layers: dict[int | None, dict[str, QuantizedTensor]] = {None: {}}
-    importance: dict[str, np.ndarray] = {}
-    embeddings = {}
-    wanted = {target.bits for target in targets if target.bits}
-    if wanted or automatic:
-        embeddings = {
-            name: quantize_rtn(model.get_parameter(name).data, 8, name) for name in embedding_names(model)
-        }
-    for bits in sorted(wanted):
-        layers[bits], found = _quantize_layers(source, bits, method, calibration, embeddings)
-        importance = importance or found
-    if any(target.k_quant for target in targets) and calibration and not importance:
-        with stage("Measuring the importance of inputs", len(names)) as advance:
-            importance = importance_matrix(model, calibration.texts, names, advance)
-    tensors: dict[Target, Mapping[str, QuantizedTensor]] = {
-        target: {**layers[target.bits], **embeddings} if target.bits else {} for target in targets
-    }
-    choices: dict[Target, dict[str, Any]] = {}
-    if automatic and calibration:
-        # each tensor's own error, which must not hold what makes up for those of others: these may get 8 bits
-        plain, _ = _quantize_layers(source, 4, method, calibration, embeddings, compensate=False)
-        chosen = mixed_tensors(source, automatic, method, calibration, deciding, plain, out)
-        for target in automatic:
-            assert target.budget is not None
-            tensors[target] = chosen[target.budget].tensors
-            choices[target] = chosen[target.budget].record
-    return _Quantization(tensors, importance, choices)
-
-
-def _quantize_layers(
-    source: Source,
-    bits: int,
-    method: Method,
-    calibration: Calibration | None,
-    embeddings: Mapping[str, QuantizedTensor],
-    *,
-    compensate: bool = True,
-) -> tuple[dict[str, QuantizedTensor], dict[str, np.ndarray]]:
-    """The linear layers on the grid, and with GPTQ the importance of their inputs."""
-    from edge_distill_export.gptq import quantize_gptq
-
-    model = source.checkpoint.model
-    names = linear_names(model.config)
-    if bits == 4 and method == "gptq" and calibration:
-        with stage("Quantizing layers with GPTQ", len(names)) as advance:
-            found = quantize_gptq(model, calibration.texts, names, embeddings, advance, compensate=compensate)
-        return found.tensors, found.importance
-    with stage(f"Rounding layers to {bits} bits", len(names)) as advance:
-        layers = {}
-        for name in names:
-            layers[name] = quantize_rtn(model.get_parameter(name).data, bits, name)
-            advance()
-    return layers, {}
-
-
 def _write(
     source: Source,
     stages: Mapping[Target, Path],
     method: Method,
     calibration: Calibration | None,
-    made: _Quantization,
+    made: Quantization,
     kv_bits: int | None,
 ) -> dict[Target, Manifest]:
     """Write every target's files and seal them, as yet without verification."""
@@ -318,8 +192,8 @@ def _write(
                 repaired = made.repairs.get(target)
                 with replaced_weights(source.checkpoint.model, repaired.norms if repaired else {}):
                     write_model(source, target, directory, made.tensors[target], floats)
-                used = _method_of(target, method)
-                lineage = _lineage(source, calibration if _calibrates(target, method, kv_bits) else None)
+                used = method_of(target, method)
+                lineage = _lineage(source, calibration if calibrates(target, method, kv_bits) else None)
                 if target in made.choices:
                     lineage["precision_choice"] = made.choices[target]
                 if repaired:
@@ -329,7 +203,7 @@ def _write(
                 manifest = replace(manifest, kv_cache=gguf_precision(target, kv_bits))
                 manifests[target] = seal(directory, manifest)
                 if has_int8_graph(target, kv_bits):
-                    assert calibration is not None  # `_calibrates` asked for it
+                    assert calibration is not None  # `calibrates` asked for it
                     texts = [text.tokens for text in calibration.texts]
                     manifests[target] = quantize_onnx_cache(directory, texts)
     return manifests
@@ -352,105 +226,3 @@ def _measure(source: Source, stages: Mapping[Target, Path], heldout: Sequence[Te
             with stage(f"Comparing {target}", len(heldout)) as advance, load(directory) as model:
                 parities[target] = references.compare(model.backend, advance)
     return parities
-
-
-def _publish_good(
-    source: Source,
-    stages: Mapping[Target, Path],
-    places: Mapping[Target, Path],
-    manifests: Mapping[Target, Manifest],
-    parities: Mapping[Target, Parity],
-    made: _Quantization,
-    limit_kl: float | None,
-) -> tuple[list[Exported], list[ParityError]]:
-    """Put the bundles within their limits into place; the others stay in `stages`, each with its error."""
-    bundles, failures = [], []
-    for target, directory in stages.items():
-        parity, limit = parities[target], target.kl_limit if limit_kl is None else limit_kl
-        if target.budget and target.budget.kl:
-            limit = min(limit, target.budget.kl)
-        try:
-            _judge(source, target, parity, limit, made.tensors[target])
-            verification = _verification(source, directory, parity, limit)
-        except ParityError as exc:
-            failures.append(exc)
-            continue
-        manifest = replace(manifests[target], verification=verification)
-        bundles.append(_finish(source, target, manifest, directory, places[target], parity, limit))
-    return bundles, failures
-
-
-def _judge(
-    source: Source, target: Target, parity: Parity, limit: float, tensors: Mapping[str, QuantizedTensor]
-) -> None:
-    """Raise `ParityError` beyond the limit, naming the layer that lost most."""
-    found = parity.overall.kl_mean
-    if found <= limit:
-        return
-    name, worst = None, ""
-    if tensors:
-        name, error = worst_layer(source, tensors)
-        worst = f"; the worst layer is {name} (relative error {error:.3f})"
-    raise ParityError(
-        "too-far",
-        f"{target} has a mean KL divergence of {found:.4f} to the checkpoint, the limit is {limit:g}{worst}",
-        "use --method gptq, more bits, or --limit-kl",
-        {"target": str(target), **parity.against(limit, name)},
-    )
-
-
-def worst_layer(source: Source, tensors: Mapping[str, QuantizedTensor]) -> tuple[str, float]:
-    """The tensor with the largest squared error relative to its squared weights."""
-    weights = dict(source.checkpoint.model.named_parameters())
-
-    def error(name: str) -> float:
-        weight = weights[name].detach().numpy()
-        total = float(np.square(weight).sum())
-        return float(np.square(tensors[name].dequantize() - weight).sum()) / total if total else 0.0
-
-    errors = {name: error(name) for name in tensors}
-    name = max(errors, key=lambda key: errors[key])
-    return name, errors[name]
-
-
-def _verification(source: Source, directory: Path, parity: Parity, limit: float) -> dict[str, Any]:
-    """The rest of the post-condition, and all of it for the manifest."""
-    chat = source.style.chat
-    return {
-        "parity": parity.to_dict(),
-        "limit_kl": limit,
-        "tokenizer_strings": check_tokenizer(source, directory),
-        "chat_prompts": check_chat(source.checkpoint.tokenizer, chat) if chat else 0,
-    }
-
-
-def _finish(
-    source: Source,
-    target: Target,
-    manifest: Manifest,
-    directory: Path,
-    place: Path,
-    parity: Parity,
-    limit: float,
-) -> Exported:
-    """Add what describes the bundle, seal it again and rename it into place."""
-    size = sum(entry.size for entry in manifest.files if entry.path.startswith(manifest.model_file))
-    if target.format == "gguf":
-        write_modelfile(source, directory)
-    write_card(manifest, size, directory)
-    seal(directory, manifest)
-    publish(directory, place)
-    precision = manifest.precision
-    return Exported(
-        target=str(target),
-        path=str(place),
-        method=precision.method,
-        bytes=size,
-        bits_per_weight=precision.bits_per_weight,
-        parity=parity,
-        limit_kl=limit,
-        choice=manifest.lineage.get("precision_choice"),
-    )
-
-
-__all__ = ["ExportResult", "Exported", "export"]

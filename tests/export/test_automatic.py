@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from edge_distill_export import export, inspect, plan
 from edge_distill_export import sensitivity_file as stored
+from edge_distill_export.artifact import write_model
 from edge_distill_export.automatic import costs_of, smallest_bytes
 from edge_distill_export.blocks import unpack_q4_0, unpack_q8_0
 from edge_distill_export.calibration import Text
@@ -26,6 +27,7 @@ from edge_distill_export.export import ExportResult
 from edge_distill_export.families import embedding_names, linear_names
 from edge_distill_export.grid import quantize_rtn
 from edge_distill_export.mixed import rules
+from edge_distill_export.onnx_graph import GRAPH_FILE
 from edge_distill_export.onnx_packing import unpack_blocks
 from edge_distill_export.parity import References
 from edge_distill_export.plan import Plan
@@ -35,7 +37,9 @@ from edge_distill_runtime.bundles.gguf_header import read_gguf_header
 from edge_distill_runtime.bundles.manifest import read_manifest
 from edge_distill_runtime.errors import InputError
 from tests.export.bundle_files import source_of
-from tests.export.gguf_files import checkpoint_of
+from tests.export.gguf_files import checkpoint_of, libllama_logits
+from tests.export.onnx_files import onnx_logits, put_back, quantize_all, random_tokens
+from tests.numerics import kl_divergence, reference_logits
 from tests.random_models import random_checkpoint, variant_named
 
 TARGETS = ["gguf:auto", "onnx:auto"]
@@ -127,6 +131,37 @@ def test_both_formats_hold_the_same_integers(exported: tuple[Path, ExportResult]
                     assert np.array_equal(values, others), (name, role)
         head = next(values for name, (_, values) in theirs.items() if "lm_head" in name)
         assert np.array_equal(ours["token_embd.weight"][1], head)
+
+
+@pytest.mark.parametrize("wide", ["q_proj", "k_proj", "v_proj"])
+def test_one_of_query_key_and_value_may_have_8_bits(wide: str, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(variant_named("qwen2-tied-gqa"))  # with biases
+    tensors = quantize_all(checkpoint, 4)
+    name = f"model.layers.1.self_attn.{wide}.weight"
+    tensors[name] = quantize_rtn(checkpoint.model.get_parameter(name).detach(), 8, name)
+    source = source_of(checkpoint)
+    for target in parse_targets(TARGETS, [Budget(bytes=1_000_000)]):
+        (tmp_path / target.format).mkdir()
+        write_model(source, target, tmp_path / target.format, tensors)
+
+    ours = gguf_integers(tmp_path / "gguf" / "model.gguf")
+    theirs = onnx_values(tmp_path / "onnx")
+    assert theirs["/model/layers.0/attn/qkv_proj/MatMul"][0] == 4
+    assert "/model/layers.1/attn/qkv_proj/MatMul" not in theirs
+    for role in "qkv":
+        kind, values = ours[f"blk.1.attn_{role}.weight"]
+        bits, others = theirs[f"/model/layers.1/attn/{role}_proj/MatMul"]
+        assert (kind, bits) == (("Q8_0", 8) if wide.startswith(role) else ("Q4_0", 4))
+        assert np.array_equal(values, others)
+
+    put_back(checkpoint, tensors)
+    tokens = random_tokens(48)
+    expected = reference_logits(checkpoint.model, tokens)
+    for logits in (
+        libllama_logits(tmp_path / "gguf" / "model.gguf", tokens),
+        onnx_logits(tmp_path / "onnx" / GRAPH_FILE, tokens),
+    ):
+        assert kl_divergence(expected, logits).mean() < 5e-3  # activations have 8 bits
 
 
 def test_formats_agree_on_the_held_out_text(exported: tuple[Path, ExportResult]) -> None:

@@ -25,6 +25,7 @@ from tests.random_models import Variant, save_checkpoint, variant_named
 
 # The package's attribute of this name is the function.
 export_module = import_module("edge_distill_export.export")
+quantize_module = import_module("edge_distill_export.quantize")
 
 # The held-out traces are long in a vocabulary of 512.
 STUDENT = Variant(
@@ -238,7 +239,7 @@ def test_beyond_its_limit_an_export_fails_and_leaves_no_bundle(student: Path, tm
 
 
 def test_a_layer_gone_wrong_is_named(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = export_module.quantize_rtn
+    original = quantize_module.quantize_rtn
 
     def broken(weight: torch.Tensor, bits: int, name: str) -> object:
         tensor = original(weight, bits, name)
@@ -246,7 +247,7 @@ def test_a_layer_gone_wrong_is_named(student: Path, tmp_path: Path, monkeypatch:
             tensor.scales[:] = 0
         return tensor
 
-    monkeypatch.setattr(export_module, "quantize_rtn", broken)
+    monkeypatch.setattr(quantize_module, "quantize_rtn", broken)
     with pytest.raises(
         ParityError,
         match=r"the worst layer is model\.layers\.1\.mlp\.down_proj\.weight \(relative error 1\.000\)",
