@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 OURS = "edge-distill"
-BEGIN, END = "<!-- league table: begin -->", "<!-- league table: end -->"
+MARKERS = "<!-- league table: begin -->", "<!-- league table: end -->"
 _CLASSES = {"q4_0": "4 bits", "int4": "4 bits", "q4_k_m": "4 bits", "q8_0": "8 bits", "int8": "8 bits"}
 _OTHERS = "floats"
 
@@ -142,10 +142,11 @@ def agreement(entries: Sequence[Entry]) -> list[str]:
     return found
 
 
-def place(document: str, text: str) -> str:
+def place(document: str, text: str, markers: tuple[str, str] = MARKERS) -> str:
     """The document with `text` between the two markers; ValueError when it does not hold each once, in order."""
-    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(END) < document.index(BEGIN):
-        raise ValueError(f"the document must hold {BEGIN} and {END}, once each")
-    before, _, rest = document.partition(BEGIN)
-    after = rest.partition(END)[2]
-    return f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after}"
+    begin, end = markers
+    if document.count(begin) != 1 or document.count(end) != 1 or document.index(end) < document.index(begin):
+        raise ValueError(f"the document must hold {begin} and {end}, once each")
+    before, _, rest = document.partition(begin)
+    after = rest.partition(end)[2]
+    return f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}"

@@ -22,7 +22,7 @@ from edge_distill_runtime.errors import BackendError, InputError
 KQuant = Literal["q4_k_m", "q5_k_m", "q6_k"]
 
 # llama_ftype in llama.h
-_FILE_TYPES: dict[str, int] = {"q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
+_FILE_TYPES: dict[str, int] = {"q4_0": 2, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
 _BASE = {"q4_k_m": "Q4_K", "q5_k_m": "Q5_K", "q6_k": "Q6_K"}
 # As tensor_type_fallback in llama-quant.cpp: types with blocks of 32.
 _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
@@ -47,7 +47,7 @@ class Fallback:
 def quantize_gguf(
     source: Path,
     target: Path,
-    file_type: KQuant,
+    file_type: KQuant | Literal["q4_0"],
     *,
     importance: Mapping[str, np.ndarray] | None = None,
     threads: int,

@@ -53,9 +53,12 @@ EXPECTED = {
 
 
 def test_every_peer_pins_exactly_what_it_imports() -> None:
-    headers = module("environments").scripts()
+    environments = module("environments")
+    headers = environments.scripts()
     assert set(headers) == EXPECTED
-    for name, header in headers.items():
+    makers = {f"makers/{path.stem}": environments.read_header(path) for path in PEERS.glob("makers/*.py")}
+    assert set(makers) == {"makers/auto_round_gguf", "makers/model_builder"}
+    for name, header in (headers | makers).items():
         requirements = [Requirement(text) for text in header.dependencies]
         for requirement in requirements:
             (pin,) = requirement.specifier
@@ -384,11 +387,12 @@ def test_table_says_where_edge_distill_is_not_first() -> None:
 
 def test_table_goes_between_the_markers_of_the_document() -> None:
     table = module("table")
-    document = f"# Title\n\n{table.BEGIN}\nold\n{table.END}\n\nend\n"
+    begin, end = table.MARKERS
+    document = f"# Title\n\n{begin}\nold\n{end}\n\nend\n"
     made = table.place(document, "new\n")
-    assert made == f"# Title\n\n{table.BEGIN}\n\nnew\n\n{table.END}\n\nend\n"
+    assert made == f"# Title\n\n{begin}\n\nnew\n\n{end}\n\nend\n"
     assert table.place(made, "new") == made
-    for broken in ("# no markers", document * 2, f"{table.END}{table.BEGIN}"):
+    for broken in ("# no markers", document * 2, f"{end}{begin}"):
         with pytest.raises(ValueError, match="once each"):
             table.place(broken, "new")
     table.place((ROOT / "docs" / "benchmarks.md").read_text(), "new")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.random_models import Variant, save_checkpoint, variant_named
 
+# The held-out traces are long in a vocabulary of 512.
 STUDENT = Variant(
     "llama", "student", "smollm", {**variant_named("llama-tied-gqa").config, "max_position_embeddings": 1024}
 )

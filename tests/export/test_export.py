@@ -21,27 +21,19 @@ from edge_distill_runtime import load
 from edge_distill_runtime.bundles.gguf_header import read_gguf_header
 from edge_distill_runtime.bundles.manifest import read_manifest, verify_files
 from edge_distill_runtime.errors import InputError, ParityError, ResourceError
-from tests.random_models import Variant, save_checkpoint, variant_named
+from tests.export.conftest import STUDENT
+from tests.random_models import Variant, save_checkpoint
 
 # The package's attribute of this name is the function.
 export_module = import_module("edge_distill_export.export")
 quantize_module = import_module("edge_distill_export.quantize")
 
-# The held-out traces are long in a vocabulary of 512.
-STUDENT = Variant(
-    "llama", "student", "smollm", {**variant_named("llama-tied-gqa").config, "max_position_embeddings": 1024}
-)
 TRACE = {
     "messages": [
         {"role": "user", "content": "A tray holds 28 rolls. How many are on 4 trays?"},
         {"role": "assistant", "reasoning_content": "28 * 4 = 112", "content": "The answer is 112."},
     ]
 }
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "student", STUDENT)
 
 
 @pytest.fixture(scope="module")

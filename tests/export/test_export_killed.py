@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.export.test_export import STUDENT, TRACE
+from tests.export.conftest import STUDENT
+from tests.export.test_export import TRACE
 from tests.random_models import save_checkpoint
 
 KILLS = 20
