@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-from edge_distill.run import Conversation, speak
+from edge_distill.speaking import speak
 from edge_distill_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,9 +16,24 @@ if TYPE_CHECKING:
     from edge_distill_runtime import Model
     from edge_distill_runtime.generation.options import GenerationOptions
 
-__all__ = ["converse"]
+__all__ = ["Conversation", "converse"]
 
 _HINT = "Ctrl-C ends an answer, Ctrl-D the chat; /new forgets what was said."
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What was said, reasoning left out."""
+
+    messages: list[dict[str, str]]
+    tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def render(self, console: Console) -> None:
+        """Everything has been shown already."""
+        print(file=console.file, flush=True)
 
 
 def converse(

@@ -11,9 +11,9 @@ from typing import Any
 
 from edge_distill_bench.answering import Row, answer_items
 from edge_distill_bench.outcomes import Answered, Outcome, flip
+from edge_distill_bench.problem import Problem
 from edge_distill_bench.results import AccuracyCell, AccuracyResult, Comparison, Flips, LengthBin, Role
 from edge_distill_bench.statistics import Pairs, difference, equivalence, mcnemar, retention, wilson
-from edge_distill_bench.tasks import Problem
 from edge_distill_runtime import InputError, Model
 
 __all__ = ["MARGIN", "ask_model", "count_questions", "measure_accuracy"]

@@ -13,7 +13,7 @@ from typing import Any, Unpack
 
 from edge_distill_bench.grading import Grade, Verdict, grade
 from edge_distill_bench.lines import append_lines, bad_line, cut_torn_line, read_lines
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_runtime import Generation, InputError, Model
 from edge_distill_runtime.bundles.manifest import Manifest
 from edge_distill_runtime.bundles.typed_json import typed

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from edge_distill_bench.tasks import Problem, problem_id, text_hash
+from edge_distill_bench.problem import Problem, problem_id, text_hash
 from edge_distill_runtime.errors import InputError, MissingExtra
 from edge_distill_runtime.reasoning.answers import normalize_answer
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_distill_bench.answering import Row
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_runtime import InputError, Model
 from edge_distill_runtime.text.chat import ReasoningParser, render
 from edge_distill_runtime.text.solution import solution_parts

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edge_distill_bench.lines import bad_line, read_lines
-from edge_distill_bench.tasks import Problem, Split, load_problems
+from edge_distill_bench.problem import Problem
+from edge_distill_bench.tasks import Split, load_problems
 from edge_distill_runtime.bundles.typed_json import typed
 from edge_distill_runtime.errors import InputError, ResourceError
 

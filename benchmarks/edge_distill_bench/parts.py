@@ -18,9 +18,9 @@ from edge_distill_bench.latency import Plan, energy_of, latency_of, measure_roun
 from edge_distill_bench.latency_rows import LatencyRows
 from edge_distill_bench.memory import compare_memory
 from edge_distill_bench.outcomes import Answered
+from edge_distill_bench.problem import Problem
 from edge_distill_bench.results import Settings, rows_path
 from edge_distill_bench.run import Run, Subject
-from edge_distill_bench.tasks import Problem
 from edge_distill_runtime import InputError, Model, load
 from edge_distill_runtime.bundles.found import DEFAULT_CONTEXT
 from edge_distill_runtime.bundles.manifest import Manifest

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import parse_qsl
 
+from edge_distill_bench.problem import Problem, problem_id, text_hash
 from edge_distill_runtime.bundles.files import open_regular
 from edge_distill_runtime.errors import InputError, MissingExtra
 from edge_distill_runtime.reasoning.answers import normalize_answer
 
-__all__ = ["BadLine", "Problem", "Split", "load_problems", "split_of"]
+__all__ = ["BadLine", "Split", "load_problems", "split_of"]
 
 Split = Literal["train", "validation", "test", "all"]
 
@@ -22,22 +23,6 @@ _MAX_LINE = 1 << 20  # bytes
 _MAX_LINES = 1_000_000
 _MAX_PROBLEM = 100_000  # characters
 _MAX_ANSWER = 10_000
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A problem and its right answer."""
-
-    id: str
-    """Unique in its source; for generated problems a hash of the text, the same in every run."""
-    task: str
-    """The family, the file's name without its ending, or the name of the data set."""
-    problem: str
-    answer: str
-    difficulty: dict[str, Any] = field(default_factory=dict)
-    """What makes it hard, in JSON's types: `{"num_terms": 3}`."""
-    solution: str | None = None
-    """The way to the answer in steps, where the source knows one."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +83,6 @@ def split_of(text: str) -> Split:
     """The split that a problem of a file belongs to, by a hash of its text; white space does not count."""
     bucket = int(text_hash(text)[:8], 16) % 10
     return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
-
-
-def text_hash(text: str) -> str:
-    """Hexadecimal SHA-256 of a problem's text; white space does not count."""
-    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
-
-
-def problem_id(task: str, text: str) -> str:
-    return f"{task}-{text_hash(text)[:16]}"
 
 
 def _options(spec: str, query: str) -> dict[str, str]:

@@ -18,8 +18,9 @@ from edge_distill_bench.fidelity_cache import Reference, write_reference
 from edge_distill_bench.fidelity_texts import ForcedText
 from edge_distill_bench.grading import grade
 from edge_distill_bench.items import load_tasks
+from edge_distill_bench.problem import Problem
 from edge_distill_bench.prompts import EASY_SHOTS, TRACE
-from edge_distill_bench.tasks import Problem, load_problems
+from edge_distill_bench.tasks import load_problems
 from edge_distill_runtime import InputError, Model, load
 
 TASKS = ("task:chain_sum?max_terms=2&max_digits=2", "task:leg_counting?min_animals=1&max_animals=2")

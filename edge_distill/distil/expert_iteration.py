@@ -22,18 +22,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edge_distill.distil.distill import CHECKPOINTS, LINEAGE, STUDENT, prepare_folder, put_student, train
-from edge_distill.distil.modes import file_hashes
+from edge_distill.distil.material import file_hashes
 from edge_distill.distil.own_samples import open_reward_model, problems_of
 from edge_distill.distil.recipe import ExpertIterationSection, Recipe
 from edge_distill.distil.result import Distilled, Round
+from edge_distill.distil.run_folder import CHECKPOINTS, LINEAGE, STUDENT, prepare_folder, put_student
+from edge_distill.distil.training import train_once
 from edge_distill.traces.teachers.opening import open_teacher
 from edge_distill.traces.teachers.teacher import Sampling
 from edge_distill.traces.trace import Trace, read_traces, to_line
 from edge_distill.traces.ways import Way
 from edge_distill.traces.writing import Part, write_traces
+from edge_distill_bench.problem import Problem
 from edge_distill_bench.statistics import Estimate, wilson
-from edge_distill_bench.tasks import Problem
 from edge_distill_export.bundle import staged
 from edge_distill_export.progress import stage
 from edge_distill_runtime.bundles.files import read_bounded
@@ -116,7 +117,7 @@ class _Run:
             begin = self._student(number - 1)
             traces = [folder / "accepted.jsonl", *self._recipe.traces]
             changes = {"student": begin, "out": folder, "traces": traces, "expert_iteration": None}
-            self.resumed_from += train(self._recipe.model_copy(update=changes)).resumed_from
+            self.resumed_from += train_once(self._recipe.model_copy(update=changes)).resumed_from
         learned = list(read_traces(folder / "accepted.jsonl"))
         found = Round(
             number=number,

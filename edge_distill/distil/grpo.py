@@ -24,7 +24,7 @@ from edge_distill.traces.elicitation import candidate_of
 from edge_distill.traces.teachers.hf import TokenReader
 from edge_distill.traces.teachers.teacher import Request
 from edge_distill.traces.trace import Trace
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_runtime.errors import InputError, MissingExtra
 
 try:
@@ -39,7 +39,7 @@ except ModuleNotFoundError as exc:
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-    from edge_distill.distil.modes import Material
+    from edge_distill.distil.material import Material
     from edge_distill.distil.recipe import GrpoSection
     from edge_distill_export.artifact import Source
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_distill.traces.trace import Trace
-from edge_distill_bench.tasks import Problem, Split, load_problems
+from edge_distill_bench.problem import Problem
+from edge_distill_bench.tasks import Split, load_problems
 from edge_distill_export.calibration import Trace as RenderedTrace
 from edge_distill_export.calibration import prompt_text
 from edge_distill_runtime.errors import InputError

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from edge_distill.distil.dataset import load_dataset
-from edge_distill.distil.distill import LINEAGE, RECIPE, STUDENT, train
+from edge_distill.distil.distill import train
 from edge_distill.distil.kinds import ANSWER, REASONING
 from edge_distill.distil.recipe import Recipe, load_recipe, to_yaml
+from edge_distill.distil.run_folder import LINEAGE, RECIPE, STUDENT
 from edge_distill.distil.spans import Example
 from edge_distill.evaluate.forms import Ablation, Form, answers, lost
 from edge_distill.evaluate.measuring import Plan, measure_all, write_result

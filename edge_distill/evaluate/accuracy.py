@@ -23,7 +23,7 @@ from edge_distill.evaluate.styles import STYLES, kind_of
 from edge_distill.traces.checker import find_statements
 from edge_distill.traces.steps import split_steps
 from edge_distill_bench.answering import Row
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 
 __all__ = ["Tasks", "accuracy", "by_task", "is_right", "siblings", "steps", "styles"]
 

@@ -29,7 +29,7 @@ from edge_distill.evaluate.edits import paraphrased, shortened, with_mistake, wi
 from edge_distill.evaluate.measures import Measure
 from edge_distill.evaluate.student import Student, same_answer
 from edge_distill_bench.answering import Row
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 
 __all__ = ["Reasoned"]
 

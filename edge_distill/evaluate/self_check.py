@@ -21,7 +21,7 @@ from edge_distill.evaluate.student import Student
 from edge_distill_bench.answering import Row
 from edge_distill_bench.grading import Verdict, grade
 from edge_distill_bench.lines import append_lines, bad_line, cut_torn_line, read_lines
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_export.progress import stage
 from edge_distill_runtime import Generation
 from edge_distill_runtime.bundles.typed_json import typed

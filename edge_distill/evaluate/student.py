@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Unpack
 
 from edge_distill_bench.answering import Row, answer_items
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_export.progress import stage
 from edge_distill_runtime import Model
 from edge_distill_runtime.errors import InputError

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from edge_distill_bench.tasks import Problem, load_problems
+from edge_distill_bench.problem import Problem
+from edge_distill_bench.tasks import load_problems
 from edge_distill_runtime.errors import InputError
 
 __all__ = ["load_tasks", "tasks_of_recipe"]

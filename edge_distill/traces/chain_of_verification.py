@@ -13,7 +13,7 @@ from typing import Any
 from edge_distill.traces.elicitation import Candidate, Elicit, described
 from edge_distill.traces.rounds import Ask, Talk, advance, derived_seed
 from edge_distill.traces.teachers.teacher import Request, Sampling, Teacher, Written
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_runtime.errors import InputError
 from edge_distill_runtime.reasoning.answers import UNPARSED, parse_answer
 from edge_distill_runtime.reasoning.verification import (

@@ -9,7 +9,7 @@ from edge_distill.traces.elicitation import Candidate
 from edge_distill.traces.steps import annotate, split_steps
 from edge_distill.traces.trace import Step, Trace, answer_turn
 from edge_distill_bench.grading import Grade, grade
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_runtime.reasoning.answers import extract_answer, normalize_answer
 
 __all__ = ["check", "split_answer"]

@@ -13,7 +13,7 @@ from edge_distill.traces.self_consistency import choose, with_votes
 from edge_distill.traces.store import TraceStore
 from edge_distill.traces.teachers.teacher import Teacher
 from edge_distill.traces.trace import Trace, content_id
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_export.progress import stage
 from edge_distill_runtime.errors import InputError
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from edge_distill.traces.teachers.teacher import Request, Sampling, Teacher, Written
 from edge_distill.traces.trace import answer_turn
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 
 __all__ = ["Candidate", "Elicit", "Scorer", "candidate_of", "described", "draw"]
 

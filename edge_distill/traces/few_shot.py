@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge_distill.traces.solvers import SOLVERS, solve
-from edge_distill_bench.tasks import Problem, load_problems, text_hash
+from edge_distill_bench.problem import Problem, text_hash
+from edge_distill_bench.tasks import load_problems
 from edge_distill_runtime.errors import InputError
 
 __all__ = ["Exemplar", "ExemplarPool", "choose_exemplars", "question"]

@@ -13,12 +13,12 @@ from typing import Any
 from edge_distill.traces.elicitation import Candidate, Elicit, described
 from edge_distill.traces.rounds import Ask, Talk, advance, derived_seed, plain_text
 from edge_distill.traces.teachers.teacher import Request, Sampling, Teacher, Written
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_runtime.errors import InputError
 from edge_distill_runtime.reasoning.calculator import calculate
 from edge_distill_runtime.reasoning.functions import Tool, ToolFunction, tools_by_name
-from edge_distill_runtime.reasoning.prompting import Message
 from edge_distill_runtime.reasoning.tools import STOP, Reply, exchange, observe, opening, parse_reply
+from edge_distill_runtime.text.chat import Message
 
 __all__ = ["react"]
 

@@ -13,7 +13,7 @@ from edge_distill.traces.elicitation import Candidate, Elicit, candidate_of, des
 from edge_distill.traces.few_shot import ExemplarPool, question
 from edge_distill.traces.teachers.teacher import Request, Sampling, Teacher
 from edge_distill.traces.trace import Trace
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_runtime.reasoning.answers import normalize_answer
 from edge_distill_runtime.reasoning.voting import Vote, tally
 

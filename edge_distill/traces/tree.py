@@ -17,7 +17,7 @@ from edge_distill.traces.rounds import Talk, advance
 from edge_distill.traces.teachers.teacher import Sampling, Teacher
 from edge_distill.traces.tree_nodes import Limits, Node, Tree
 from edge_distill.traces.tree_scores import Score, by_scorer, by_teacher, checker_score
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_runtime.errors import InputError
 
 __all__ = ["Search", "best_first", "breadth_first", "tree_of_thoughts"]

@@ -12,7 +12,7 @@ from edge_distill.traces.rounds import Ask, Talk, derived_seed
 from edge_distill.traces.steps import split_steps
 from edge_distill.traces.teachers.teacher import Request, Sampling, Written
 from edge_distill.traces.tree_scores import Score
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_runtime.reasoning.answers import extract_answer, parse_answer
 
 __all__ = ["Limits", "Node", "Tree", "normalized"]

@@ -11,7 +11,7 @@ from edge_distill.traces.checker import check_step
 from edge_distill.traces.elicitation import Scorer
 from edge_distill.traces.rounds import Ask, Talk, derived_seed
 from edge_distill.traces.teachers.teacher import Request, Sampling, Written
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_runtime.errors import InputError
 
 __all__ = ["Score", "by_scorer", "by_teacher", "checker_score"]

@@ -15,7 +15,7 @@ from edge_distill.traces.self_consistency import self_consistency
 from edge_distill.traces.teachers.solver import SolverTeacher
 from edge_distill.traces.teachers.teacher import Sampling, Teacher
 from edge_distill.traces.tree import Search, tree_of_thoughts
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_runtime.errors import InputError
 
 __all__ = ["Way", "WayName", "repeated"]

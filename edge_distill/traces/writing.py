@@ -24,7 +24,8 @@ from edge_distill.traces.teachers.teacher import Sampling, Teacher
 from edge_distill.traces.trace import read_traces
 from edge_distill.traces.tree import Search
 from edge_distill.traces.ways import Way, WayName
-from edge_distill_bench.tasks import BadLine, Problem, Split, load_problems
+from edge_distill_bench.problem import Problem
+from edge_distill_bench.tasks import BadLine, Split, load_problems
 from edge_distill_export.progress import stage
 from edge_distill_runtime.errors import BackendError, InputError
 

@@ -19,7 +19,8 @@ from edge_distill_runtime.errors import (
 if TYPE_CHECKING:
     from edge_distill_runtime.generation.answer_format import AnswerFormat
     from edge_distill_runtime.generation.decoding import Event
-    from edge_distill_runtime.model import Generation, Model, load
+    from edge_distill_runtime.generation.result import Generation
+    from edge_distill_runtime.model import Model, load
     from edge_distill_runtime.reasoning.calculator import calculate
     from edge_distill_runtime.reasoning.reason import Reasoning
 
@@ -50,7 +51,7 @@ __all__ = [
 _LAZY = {
     "AnswerFormat": "generation.answer_format",
     "Event": "generation.decoding",
-    "Generation": "model",
+    "Generation": "generation.result",
     "Model": "model",
     "Reasoning": "reasoning.reason",
     "calculate": "reasoning.calculator",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -15,11 +14,12 @@ from edge_distill_runtime.bundles.manifest import Manifest
 from edge_distill_runtime.bundles.opening import open_model
 from edge_distill_runtime.engines.backend import Backend, check_room
 from edge_distill_runtime.errors import InputError
-from edge_distill_runtime.generation.decoding import Decoding, Event, FinishReason, Language, TokenLogprob
-from edge_distill_runtime.generation.engine import Engine, Job
+from edge_distill_runtime.generation.decoding import Decoding, Event, Language
+from edge_distill_runtime.generation.engine import Engine
 from edge_distill_runtime.generation.options import GenerationOptions, Settings, resolve
 from edge_distill_runtime.generation.prompt_cache import PromptCache, default_directory
-from edge_distill_runtime.text.chat import render
+from edge_distill_runtime.generation.result import Generation, finished
+from edge_distill_runtime.text.chat import Prompt, render
 from edge_distill_runtime.text.detokenizer import Detokenizer, encode
 
 if TYPE_CHECKING:
@@ -29,35 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Event", "Generation", "Model", "load"]
 
 _CHARACTERS = 16  # of text with more for each token than this, all is tokenized
-
-Prompt = str | SequenceOf[Mapping[str, str]]
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A finished generation."""
-
-    text: str
-    """Everything that was generated, reasoning markers included."""
-    reasoning: str
-    answer: str
-    tokens: tuple[int, ...]
-    """Token ids, without the stop token."""
-    reasoning_tokens: int
-    finish_reason: FinishReason
-    prompt_tokens: int
-    cached_tokens: int
-    """How many tokens of the prompt came from the prompt cache."""
-    prompt_seconds: float
-    """Time to compute the prompt."""
-    seconds: float
-    """Time to generate, the prompt not counted."""
-    logprobs: tuple[TokenLogprob, ...] = ()
-    """Of the sampled tokens, when they were asked for; tokens that were put in by force have none."""
-
-    @property
-    def tokens_per_second(self) -> float:
-        return len(self.tokens) / self.seconds if self.seconds > 0 else 0.0
 
 
 def load(
@@ -357,24 +328,3 @@ def _have_news(decodings: SequenceOf[Decoding], seen: int) -> bool:
     if any(decoding.is_finished for decoding in decodings):
         return True
     return sum(len(decoding.tokens) for decoding in decodings) != seen
-
-
-def finished(decoding: Decoding, job: Job) -> Generation:
-    """What a decoding that has ended came to."""
-    for _ in decoding.take_events():
-        pass
-    assert decoding.finish_reason is not None
-    reader = decoding.reader
-    return Generation(
-        text=reader.text,
-        reasoning=reader.given("reasoning"),
-        answer=reader.given("answer"),
-        tokens=tuple(decoding.tokens),
-        reasoning_tokens=reader.reasoning_tokens,
-        finish_reason=decoding.finish_reason,
-        prompt_tokens=len(job.prompt),
-        cached_tokens=job.cached_tokens,
-        prompt_seconds=job.prompt_seconds,
-        seconds=decoding.seconds,
-        logprobs=tuple(decoding.logprobs),
-    )

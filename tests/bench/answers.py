@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from edge_distill_bench.answering import Row
 from edge_distill_bench.grading import Verdict
 from edge_distill_bench.outcomes import Answered
+from edge_distill_bench.problem import Problem
 from edge_distill_bench.results import Role
-from edge_distill_bench.tasks import Problem
 
 GOLD = "42"
 

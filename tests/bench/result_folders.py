@@ -18,6 +18,7 @@ from pathlib import Path
 from edge_distill_bench.answering import Row
 from edge_distill_bench.items import write_tasks
 from edge_distill_bench.lines import append_lines
+from edge_distill_bench.problem import Problem
 from edge_distill_bench.results import (
     AccuracyCell,
     AccuracyResult,
@@ -50,7 +51,6 @@ from edge_distill_bench.statistics import (
     retention,
     wilson,
 )
-from edge_distill_bench.tasks import Problem
 
 ITEMS = 200
 BUDGETS = (0, 64, 256)

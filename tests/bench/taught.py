@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_export.checkpoint import load_checkpoint
 from edge_distill_runtime.bundles.gguf_header import read_gguf_header
 from edge_distill_runtime.text.chat import ReasoningMarkers, render

@@ -14,9 +14,9 @@ from edge_distill_bench.accuracy import ask_model, count_questions, measure_accu
 from edge_distill_bench.answering import read_rows
 from edge_distill_bench.lines import append_lines
 from edge_distill_bench.outcomes import Answered, flip, majority, read_answered
+from edge_distill_bench.problem import Problem
 from edge_distill_bench.results import AccuracyResult, Flips, LengthBin
 from edge_distill_bench.statistics import Pairs, retention, wilson
-from edge_distill_bench.tasks import Problem
 from edge_distill_runtime import InputError, Model
 from edge_distill_runtime.bundles.typed_json import typed
 from tests.bench.answers import answered, problems, row

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edge_distill_bench.answering import Row, answer_items, read_rows
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_runtime import InputError, Model
 from edge_distill_runtime.reasoning.answers import parse_answer
 

@@ -15,8 +15,8 @@ import pytest
 from edge_distill_bench.fidelity import bucketed_kl, main, measure_fidelity
 from edge_distill_bench.fidelity_cache import read_reference, top_k, write_reference
 from edge_distill_bench.fidelity_texts import ForcedText, _sign, render_text, texts_of
+from edge_distill_bench.problem import Problem
 from edge_distill_bench.results import FidelityPart
-from edge_distill_bench.tasks import Problem
 from edge_distill_export.checkpoint import load_checkpoint
 from edge_distill_runtime import InputError, Model, load
 from edge_distill_runtime.errors import BundleError, EdgeDistillError

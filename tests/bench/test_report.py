@@ -21,6 +21,7 @@ import pytest
 
 from edge_distill import cli
 from edge_distill_bench.items import write_tasks
+from edge_distill_bench.problem import Problem
 from edge_distill_bench.report import report
 from edge_distill_bench.report.charts import fidelity_charts
 from edge_distill_bench.report.curves import Band, draw_intervals
@@ -30,7 +31,6 @@ from edge_distill_bench.report.fronts import Point, draw_front, exact, pareto
 from edge_distill_bench.report.scales import Axis, scale_for
 from edge_distill_bench.results import BenchResults, read_results, rows_path, write_results
 from edge_distill_bench.statistics import Equivalence, Estimate
-from edge_distill_bench.tasks import Problem
 from edge_distill_runtime.errors import InputError
 from tests.bench.result_folders import REFERENCE, write_folder
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from edge_distill_bench.grading import grade
-from edge_distill_bench.tasks import BadLine, Problem, Split, load_problems, split_of
+from edge_distill_bench.problem import Problem
+from edge_distill_bench.tasks import BadLine, Split, load_problems, split_of
 from edge_distill_runtime import BundleError, InputError, MissingExtra
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

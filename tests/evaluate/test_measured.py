@@ -11,7 +11,7 @@ from edge_distill.evaluate.faithfulness import Reasoned
 from edge_distill.evaluate.measures import Measure
 from edge_distill.evaluate.self_check import self_check
 from edge_distill.evaluate.student import Student, same_answer
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_runtime import Model
 from tests.evaluate.programs import last_turn, student_of, sum_program
 

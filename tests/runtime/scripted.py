@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edge_distill_runtime.model import Generation
+from edge_distill_runtime.generation.result import Generation
 from edge_distill_runtime.text.chat import ChatSegments, ReasoningMarkers, ReasoningParser, render
 from edge_distill_runtime.text.detokenizer import encode
 from tests.random_tokenizers import random_tokenizer

@@ -9,7 +9,7 @@ import pytest
 
 from edge_distill_runtime import AnswerFormat, InputError, Model
 from edge_distill_runtime.generation.decoding import TokenLogprob
-from edge_distill_runtime.model import Generation
+from edge_distill_runtime.generation.result import Generation
 from edge_distill_runtime.reasoning.answers import parse_answer
 from edge_distill_runtime.reasoning.reason import _Poll
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from edge_distill.traces.teachers.markers import cut_at_stop
 from edge_distill.traces.teachers.teacher import Request, Sampling, Written, check_requests
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 
 STEP = re.compile(r"^(\d+) \+ (\d+) = (\d+)$", re.MULTILINE)
 _NUMBERS = re.compile(r"^(?:Problem: )?Add ([\d, ]+)\.$", re.MULTILINE)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edge_distill.traces.solvers import solve
 from edge_distill.traces.teachers.teacher import Request, Sampling, Written
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 
 __all__ = ["ErringTeacher", "sums"]
 

@@ -16,7 +16,7 @@ from edge_distill.traces.self_consistency import self_consistency
 from edge_distill.traces.teachers.teacher import Request, Sampling, Teacher, Written
 from edge_distill.traces.trace import parse_line, to_line
 from edge_distill.traces.tree import tree_of_thoughts
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_runtime.errors import InputError
 from edge_distill_runtime.reasoning.verification import verify_answer
 from tests.runtime.scripted import ScriptedModel

@@ -9,7 +9,7 @@ import pytest
 from edge_distill.traces.checking import check, split_answer
 from edge_distill.traces.elicitation import Candidate
 from edge_distill.traces.trace import parse_line, to_line
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 
 
 def candidate(reasoning: str, text: str, **fields: Any) -> Candidate:

@@ -15,7 +15,7 @@ from edge_distill.traces.elicitation import Candidate
 from edge_distill.traces.react import react
 from edge_distill.traces.teachers.teacher import Request, Sampling, Written
 from edge_distill.traces.trace import parse_line, to_line
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_runtime.errors import InputError
 from edge_distill_runtime.reasoning.calculator import calculate
 from edge_distill_runtime.reasoning.tools import EXAMPLE_PROBLEM, LAST_STEP, NO_ACTION, run_tools

@@ -20,7 +20,8 @@ from edge_distill.traces.teachers.teacher import Request, Sampling, Teacher, Wri
 from edge_distill.traces.trace import Trace, parse_line, to_line
 from edge_distill.traces.tree import tree_of_thoughts
 from edge_distill.traces.tree_nodes import normalized
-from edge_distill_bench.tasks import Problem, load_problems
+from edge_distill_bench.problem import Problem
+from edge_distill_bench.tasks import load_problems
 from edge_distill_runtime.errors import InputError
 from edge_distill_runtime.reasoning.answers import parse_answer
 from tests.traces.adders import STEP, Adder, Scripted, addition

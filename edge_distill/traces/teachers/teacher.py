@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from edge_distill_runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from edge_distill_bench.tasks import Problem
+    from edge_distill_bench.problem import Problem
 
 __all__ = ["Request", "Sampling", "Teacher", "Written", "check_requests"]
 

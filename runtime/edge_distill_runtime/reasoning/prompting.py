@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
 
 from edge_distill_runtime.errors import InputError
@@ -12,13 +12,11 @@ from edge_distill_runtime.text.detokenizer import encode
 
 if TYPE_CHECKING:
     from edge_distill_runtime.generation.options import GenerationOptions
-    from edge_distill_runtime.model import Generation
-    from edge_distill_runtime.text.chat import ChatSegments
+    from edge_distill_runtime.generation.result import Generation
+    from edge_distill_runtime.text.chat import ChatSegments, Message, Prompt
 
-__all__ = ["Conversation", "Interrupted", "Message", "PlainText", "Prompt", "Speaker", "last_message"]
+__all__ = ["Conversation", "Interrupted", "PlainText", "Speaker", "last_message"]
 
-Message = Mapping[str, str]
-Prompt = str | Sequence[Message]
 Reason = Literal["cancelled", "deadline", "context"]
 
 _SHORTEST_SEGMENT = 3  # a chat form's "\n" or ":" is no marker

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_distill_runtime.errors import InputError
 from edge_distill_runtime.generation.decoding import Decoding
 from edge_distill_runtime.generation.options import GenerationOptions
+from edge_distill_runtime.generation.result import Generation, finished
 from edge_distill_runtime.reasoning.answers import UNPARSED, Answer, normalize_answer, parse_answer
+from edge_distill_runtime.reasoning.prompting import Speaker
 from edge_distill_runtime.reasoning.voting import (
     Vote,
     confidence_weight,
@@ -24,13 +26,24 @@ from edge_distill_runtime.reasoning.voting import (
 )
 
 if TYPE_CHECKING:
-    from edge_distill_runtime.model import Generation, Model, Prompt
+    from edge_distill_runtime.generation.engine import Engine
     from edge_distill_runtime.reasoning.tools import ToolRun
     from edge_distill_runtime.reasoning.verification import Verification
+    from edge_distill_runtime.text.chat import Prompt
 
 __all__ = ["Reasoning", "reason"]
 
 _TEMPERATURE = 0.7  # greedy samples would all be the same
+
+
+class Sampler(Speaker, Protocol):
+    """What voting needs of a `Model`."""
+
+    @property
+    def engine(self) -> Engine: ...
+    def prepare(
+        self, prompt: Prompt, n: int, options: GenerationOptions, *, first: int = 0
+    ) -> tuple[list[int], list[Decoding]]: ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,7 @@ class Reasoning:
 
 
 def reason(
-    model: Model,
+    model: Sampler,
     problem: Prompt,
     *,
     samples: int,
@@ -167,7 +180,7 @@ class _Poll:
         return round(never * mean + cut)
 
 
-def _sampled(model: Model, samples: int, options: GenerationOptions) -> GenerationOptions:
+def _sampled(model: Sampler, samples: int, options: GenerationOptions) -> GenerationOptions:
     """The options with a temperature above 0 where several samples need one, and with log-probabilities."""
     result = options.copy()
     temperature = options.get("temperature")
@@ -178,10 +191,8 @@ def _sampled(model: Model, samples: int, options: GenerationOptions) -> Generati
     return result
 
 
-def _run_samples(model: Model, problem: Prompt, poll: _Poll, options: GenerationOptions) -> None:
+def _run_samples(model: Sampler, problem: Prompt, poll: _Poll, options: GenerationOptions) -> None:
     """All samples as one job: waves of forks of one computed prompt."""
-    from edge_distill_runtime.model import finished
-
     # in a format of its own the whole answer is the answer
     read = parse_answer if options.get("answer_format") is None else normalize_answer
     tokens, decodings = model.prepare(problem, poll.next_wave(), options)
@@ -215,7 +226,7 @@ def _any_finished(decodings: Sequence[Decoding]) -> bool:
 
 
 def _run_with_tools(
-    model: Model,
+    model: Sampler,
     problem: Prompt,
     poll: _Poll,
     tools: Sequence[Callable[..., Any]],
@@ -239,7 +250,7 @@ def _run_with_tools(
             return
 
 
-def _verified(model: Model, problem: Prompt, result: Reasoning, options: GenerationOptions) -> Reasoning:
+def _verified(model: Sampler, problem: Prompt, result: Reasoning, options: GenerationOptions) -> Reasoning:
     from edge_distill_runtime.reasoning.verification import verify_answer
 
     if not isinstance(problem, str):

@@ -24,16 +24,15 @@ from edge_distill_runtime.reasoning.functions import Tool, ToolFunction, tools_b
 from edge_distill_runtime.reasoning.prompting import (
     Conversation,
     Interrupted,
-    Message,
     PlainText,
-    Prompt,
     Speaker,
     last_message,
 )
 
 if TYPE_CHECKING:
     from edge_distill_runtime.generation.options import GenerationOptions
-    from edge_distill_runtime.model import Generation
+    from edge_distill_runtime.generation.result import Generation
+    from edge_distill_runtime.text.chat import Message, Prompt
 
 __all__ = [
     "Reply",

@@ -16,16 +16,15 @@ from edge_distill_runtime.reasoning.answers import UNPARSED, parse_answer
 from edge_distill_runtime.reasoning.prompting import (
     Conversation,
     Interrupted,
-    Message,
     PlainText,
-    Prompt,
     Speaker,
     last_message,
 )
 
 if TYPE_CHECKING:
     from edge_distill_runtime.generation.options import GenerationOptions
-    from edge_distill_runtime.model import Generation
+    from edge_distill_runtime.generation.result import Generation
+    from edge_distill_runtime.text.chat import Message, Prompt
 
 __all__ = ["Check", "Verification", "answers_differ", "parse_questions", "revision_prompt", "verify_answer"]
 

@@ -12,9 +12,22 @@ from typing import Literal, NamedTuple
 
 from edge_distill_runtime.errors import InputError
 
-__all__ = ["ChatSegments", "Piece", "ReasoningMarkers", "ReasoningParser", "longest_overlap", "render"]
+__all__ = [
+    "ChatSegments",
+    "Message",
+    "Piece",
+    "Prompt",
+    "ReasoningMarkers",
+    "ReasoningParser",
+    "longest_overlap",
+    "render",
+]
 
 Kind = Literal["reasoning", "answer"]
+Message = Mapping[str, str]
+"""Has `role` and `content`."""
+Prompt = str | Sequence[Message]
+"""A question, or a conversation."""
 
 
 @dataclass(frozen=True)

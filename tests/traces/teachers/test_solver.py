@@ -11,7 +11,8 @@ from edge_distill.traces.solvers import SOLVERS
 from edge_distill.traces.teachers.opening import open_teacher
 from edge_distill.traces.teachers.teacher import Request, Sampling
 from edge_distill_bench.grading import grade
-from edge_distill_bench.tasks import Problem, load_problems
+from edge_distill_bench.problem import Problem
+from edge_distill_bench.tasks import load_problems
 from edge_distill_runtime.errors import InputError
 
 

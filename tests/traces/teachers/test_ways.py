@@ -15,7 +15,7 @@ from edge_distill.traces.teachers.runtime import RuntimeTeacher
 from edge_distill.traces.teachers.teacher import Sampling
 from edge_distill.traces.trace import parse_line, to_line
 from edge_distill.traces.tree import Search, tree_of_thoughts
-from edge_distill_bench.tasks import Problem
+from edge_distill_bench.problem import Problem
 from edge_distill_export.checkpoint import Checkpoint
 from tests.random_models import random_checkpoint, variant_named
 from tests.runtime.bundles import write_manifest, write_model
