@@ -14,7 +14,7 @@ from edge_distill.distil.kinds import IGNORED, LENGTHS
 from edge_distill.distil.reward_model import RIGHT
 from edge_distill.distil.spans import StepSpan, collate
 from edge_distill.distil.trainer import Losses, StudentTrainer
-from edge_distill.evaluate.edits import with_mistake
+from edge_distill.traces.edits import with_mistake
 from edge_distill.traces.steps import annotate
 from edge_distill.traces.trace import Trace
 

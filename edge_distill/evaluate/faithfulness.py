@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from edge_distill.evaluate.accuracy import is_right
-from edge_distill.evaluate.edits import paraphrased, shortened, with_mistake, without_step
 from edge_distill.evaluate.measures import Measure
 from edge_distill.evaluate.student import Student, same_answer
+from edge_distill.traces.edits import paraphrased, shortened, with_mistake, without_step
 from edge_distill_bench.answering import Row
 from edge_distill_bench.problem import Problem
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edge_distill.evaluate.edits import paraphrased, shortened, with_mistake, without_step
 from edge_distill.traces.checker import check_step
+from edge_distill.traces.edits import paraphrased, shortened, with_mistake, without_step
 from edge_distill.traces.steps import split_steps
 
 SUM = "6 + 4 = 10\n10 - 7 = 3\n3 + 8 = 11"
