@@ -1,7 +1,8 @@
 """Measures: yes or no for every item, and what they say with intervals.
 
 A share has Wilson's interval; two shares on the same items are compared item by item, by McNemar's exact test and
-the difference's score interval (Tango 1998). A mean has its normal interval. All are 95 % intervals.
+the difference's score interval (Tango 1998); their ratio has a bootstrap interval over items. A mean has its normal
+interval. All are 95 % intervals.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 from typing import Literal
 
-from edge_distill_bench.statistics import Estimate, Pairs, difference, mcnemar, wilson
+from edge_distill_bench.statistics import Estimate, Pairs, difference, mcnemar, retention, wilson
 
 __all__ = ["Comparison", "Figure", "Measure", "compare", "figure"]
 
@@ -49,6 +50,8 @@ class Comparison:
     difference: Estimate
     """This one minus the other."""
     p_value: float
+    retention: Estimate | None
+    """This one divided by the other; None when that is 0."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ def compare(one: Measure, other: Measure, name: str) -> Comparison | None:
     if not ids or not one.is_share or not other.is_share:
         return None
     pairs = Pairs.of([bool(one.outcomes[item]) for item in ids], [bool(other.outcomes[item]) for item in ids])
-    return Comparison(name, len(ids), pairs.second_right / len(ids), difference(pairs), mcnemar(pairs))
+    kept = retention(pairs) if pairs.second_right else None
+    return Comparison(name, len(ids), pairs.second_right / len(ids), difference(pairs), mcnemar(pairs), kept)
 
 
 def _estimate(measure: Measure) -> Estimate | None:

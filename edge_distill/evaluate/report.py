@@ -90,14 +90,16 @@ def _print_figures(console: Console, student: Evaluated, *, with_first: bool) ->
     table.add_column("part")
     table.add_column("measure")
     titles = ["items", "", "[95 %]", "against", "difference", "p"]
-    for title in titles + (["to the first", "p"] if with_first else []):
+    for title in titles + (["to the first", "p", "of the first"] if with_first else []):
         table.add_column(title, justify="left" if title == "against" else "right")
     part = ""
     for found in student.figures:
         value, interval = _value(found)
         cells = [found.part if found.part != part else "", found.name, str(found.items), value, interval]
         cells += [found.against.name if found.against else "", *_compared(found.against)]
-        table.add_row(*cells, *(_compared(found.first_student) if with_first else ()))
+        if with_first:
+            cells += [*_compared(found.first_student), _retained(found.first_student)]
+        table.add_row(*cells)
         part = found.part
     console.print(table)
 
@@ -120,3 +122,10 @@ def _compared(found: Comparison | None) -> tuple[str, str]:
     if found is None:
         return "", ""
     return f"{100 * found.difference.value:+.1f} {_interval(found.difference)}", f"{found.p_value:.3f}"
+
+
+def _retained(found: Comparison | None) -> str:
+    """As a share of the other."""
+    if found is None or found.retention is None:
+        return ""
+    return f"{100 * found.retention.value:.0f} % {_interval(found.retention)}"

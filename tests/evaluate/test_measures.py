@@ -56,3 +56,10 @@ def test_figures_tell_both_comparisons() -> None:
     assert (found.against.name, found.against.difference.value) == ("accuracy", -0.6)
     assert found.first_student.difference.value == -0.5
     assert found.first_student.p_value == pytest.approx(2 / 2**5)
+    kept = found.first_student.retention
+    assert kept is not None
+    assert kept.value == pytest.approx(4 / 9)
+    assert 0.1 < kept.low < kept.value < kept.high < 0.9
+    never = figure(terse, Measure("styles", "terse", outcomes(0, 10))).first_student
+    assert never is not None
+    assert never.retention is None
