@@ -72,8 +72,7 @@ class Peers:
         for precision in ("q4_0", "q4_k_m", "q5_k_m"):
             makes[f"llama.cpp {precision}, importance matrix"] = partial(self.llama, precision)
         makes["model builder k_quant_mixed"] = self.model_builder
-        for precision in ("q4_0", "q4_k_m"):
-            makes[f"AutoRound {precision}"] = partial(self.auto_round, precision)
+        makes["AutoRound q4_0"] = self.auto_round
         return makes
 
     def made(self, name: str, make: Make) -> Path:
@@ -107,10 +106,10 @@ class Peers:
         shutil.rmtree(folder / "cache", ignore_errors=True)
         return folder
 
-    def auto_round(self, precision: str, folder: Path) -> Path:
+    def auto_round(self, folder: Path) -> Path:
         texts = folder / "texts.json"
         texts.write_text(json.dumps([text.tokens for text in self.calibration.texts]))
-        self._run("auto_round_gguf", self._checkpoint, str(folder), str(texts), precision)
+        self._run("auto_round_gguf", self._checkpoint, str(folder), str(texts))
         (found,) = folder.rglob("*.gguf")
         return found
 

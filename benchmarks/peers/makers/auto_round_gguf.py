@@ -7,12 +7,11 @@
 # [tool.edge-distill-peers]
 # opens = ["checkpoint"]
 # ///
-"""Intel's AutoRound as a GGUF file: roundings and ranges learned by signed gradients, 200 steps a layer, its default.
+"""Intel's AutoRound as a Q4_0 file: roundings and ranges learned by signed gradients, 200 steps a layer, its default.
 
-    SCRIPT CHECKPOINT FOLDER TEXTS PRECISION
+    SCRIPT CHECKPOINT FOLDER TEXTS
 
-TEXTS is a JSON file with lists of token ids; what is learned on is windows of 256 of them, in a row. PRECISION is
-q4_0 or q4_k_m.
+TEXTS is a JSON file with lists of token ids; what is learned on is windows of 256 of them, in a row.
 """
 
 from __future__ import annotations
@@ -23,9 +22,10 @@ from itertools import chain
 from pathlib import Path
 
 _WINDOW = 256
+_FORM = "gguf:q4_0"
 
 
-def make(checkpoint: str, folder: str, texts: str, precision: str) -> None:
+def make(checkpoint: str, folder: str, texts: str) -> None:
     import torch
     from auto_round import AutoRound
 
@@ -35,9 +35,8 @@ def make(checkpoint: str, folder: str, texts: str, precision: str) -> None:
         {"input_ids": torch.tensor([one]), "attention_mask": torch.ones(1, _WINDOW, dtype=torch.long)}
         for one in windows
     ]
-    form = f"gguf:{precision}"
-    learned = AutoRound(checkpoint, scheme=form, dataset=data, nsamples=len(data), seqlen=_WINDOW)
-    learned.quantize_and_save(folder, format=form)
+    learned = AutoRound(checkpoint, scheme=_FORM, dataset=data, nsamples=len(data), seqlen=_WINDOW)
+    learned.quantize_and_save(folder, format=_FORM)
 
 
 if __name__ == "__main__":
