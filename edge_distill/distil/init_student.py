@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -240,10 +239,4 @@ def _save(student: PreTrainedModel, source: Checkpoint, result: Student, out: Pa
         lineage = {**result.to_dict(), "lineage": source.lineage}
         lineage["path"] = out.name
         (directory / LINEAGE).write_text(json.dumps(lineage, indent=2), encoding="utf-8")
-        for path in directory.iterdir():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
         publish(directory, out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,10 +58,4 @@ def put_student(
     }
     (directory / LINEAGE).write_text(json.dumps(content, indent=2), "utf-8")
     (directory / RECIPE).write_text(to_yaml(recipe), "utf-8")
-    for path in directory.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
     publish(directory, recipe.out / STUDENT)

@@ -72,19 +72,18 @@ def staged(directory: Path) -> Iterator[Path]:
 
 
 def seal(staging: Path, manifest: Manifest) -> Manifest:
-    """Hash and sync every file, then write the manifest that lists them, last."""
+    """Hash every file, then write the manifest that lists them."""
     paths = sorted(path for path in staging.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
     entries = tuple(FileEntry(path.relative_to(staging).as_posix(), *sha256_of(path)) for path in paths)
     sealed = replace(manifest, files=entries)
-    path = staging / MANIFEST_NAME
-    path.write_bytes(manifest_to_json(sealed))
-    for written in (*paths, path, staging):
-        _sync(written)
+    (staging / MANIFEST_NAME).write_bytes(manifest_to_json(sealed))
     return sealed
 
 
 def publish(staging: Path, directory: Path) -> None:
-    """Rename a sealed staging directory to its place, in one step also where a bundle stands already."""
+    """Sync a complete staging directory and rename it to its place, in one step also where one stands already."""
+    for written in (*staging.rglob("*"), staging):
+        _sync(written)
     staging.chmod(0o755)  # mkdtemp makes it private
     try:
         os.rename(staging, directory)
