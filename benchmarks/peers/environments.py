@@ -89,6 +89,25 @@ def _run(command: list[str]) -> None:
         raise PeerError(last_words(done.stderr))
 
 
+def output_of(command: list[str], *, threads: int, seconds: float, errors: Path) -> str:
+    """What a script prints in a fresh process; `PeerError` with its last words, all of them in the file `errors`."""
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=seconds,
+            env=environment(threads),
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise PeerError(f"not done after {seconds} s") from exc
+    if done.returncode:
+        errors.write_text(done.stderr)
+        raise PeerError(last_words(done.stderr))
+    return done.stdout
+
+
 def last_words(said: str) -> str:
     """The line that says what went wrong: the last that looks like an error, else the last."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]

@@ -15,7 +15,6 @@ import argparse
 import json
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Literal
 
-from environments import HERE, PeerError, environment, last_words, python_of, read_header
+import numpy as np
+from environments import HERE, PeerError, output_of, python_of, read_header
 from kept import today
 from table import place
 
@@ -91,14 +91,16 @@ class Peers:
     def calibration(self) -> Calibration:
         return calibration_texts(self.source, self._calibrate, self._folder)
 
+    @cached_property
+    def importance(self) -> dict[str, np.ndarray]:
+        model = self.source.checkpoint.model
+        return importance_matrix(model, self.calibration.texts, linear_names(model.config), lambda: None)
+
     def llama(self, precision: Literal["q4_0", "q4_k_m", "q5_k_m"], folder: Path) -> Path:
         """libllama's quantizer, with the mean squares of the inputs."""
-        model = self.source.checkpoint.model
-        names = linear_names(model.config)
-        importance = importance_matrix(model, self.calibration.texts, names, lambda: None)
         target = folder / "model.gguf"
-        with float_source(self.source, importance, folder) as floats:
-            quantize_gguf(floats.path, target, precision, importance=importance, threads=usable_cpus())
+        with float_source(self.source, self.importance, folder) as floats:
+            quantize_gguf(floats.path, target, precision, importance=floats.importance, threads=usable_cpus())
         return target
 
     def model_builder(self, folder: Path) -> Path:
@@ -119,36 +121,20 @@ class Peers:
         header = read_header(script)
         assert header is not None, f"{script} has no header"
         command = [str(python_of(maker, header, self._envs)), str(script), *arguments]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=_SECONDS,
-            env=environment(usable_cpus()),
-        )
-        if done.returncode:
-            raise PeerError(last_words(done.stderr))
+        output_of(command, threads=usable_cpus(), seconds=_SECONDS, errors=self._folder / f"{maker}.err")
 
 
-def weights_of(model: Path) -> int:
-    """Bytes of the weights: a GGUF file, or a graph and its data."""
-    path = find(model).model_path
-    files = path.parent.glob(f"{path.name}*") if path.suffix == ".onnx" else [path]
-    return sum(file.stat().st_size for file in files)
-
-
-def measure(models: dict[str, Path], ours: frozenset[str], source: Source) -> list[Point]:
+def measure(models: dict[str, Path], ours: frozenset[str], source: Source, folder: Path) -> list[Point]:
     """All of them against the checkpoint, the smallest first."""
     heldout = heldout_texts(source.style, source.checkpoint.tokenizer, source.context_length)
     points = []
-    with TemporaryFile() as file:
+    with TemporaryFile(dir=folder) as file:
         with stage("Computing the checkpoint's logits", len(heldout)) as advance:
             references = References(source.checkpoint.model, heldout, file, advance)
         for name, path in models.items():
             with stage(f"Comparing {name}", len(heldout)) as advance, load(path) as model:
                 parity = references.compare(model.backend, advance)
-            points.append(Point(name, name in ours, weights_of(path), parity.overall))
+            points.append(Point(name, name in ours, find(path).model_bytes, parity.overall))
     return sorted(points, key=lambda point: point.bytes)
 
 
@@ -213,10 +199,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             try:
                 models[name] = peers.made(name, make)
-            except (PeerError, OSError, ValueError, subprocess.TimeoutExpired) as exc:
+            except (PeerError, OSError, ValueError) as exc:
                 errors[name] = str(exc)[:300]
                 print(f"{name}: {errors[name]}", file=sys.stderr)
-        points = measure(models, ours, peers.source)
+        points = measure(models, ours, peers.source, options.folder)
     except EdgeDistillError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

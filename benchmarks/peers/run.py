@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from environments import HERE, Header, PeerError, environment, last_words, python_of, scripts
+from environments import HERE, Header, PeerError, output_of, python_of, scripts
 from heading import heading
 from kept import Kept, Measured, key_of, today
 from protocol import LINE
@@ -168,20 +167,11 @@ class League:
         arguments = [str(part) for name, value in named.items() for part in (f"--{name}", value)]
         command = [str(peer.python), str(HERE / f"{peer.script}.py"), part, *arguments]
         try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                stdin=subprocess.DEVNULL,
-                timeout=_SECONDS,
-                env=environment(self.options.threads),
+            return output_of(
+                command, threads=self.options.threads, seconds=_SECONDS, errors=folder / f"{part}.err"
             )
-        except subprocess.TimeoutExpired as exc:
-            raise PeerError(f"{part}: not done after {_SECONDS} s") from exc
-        if done.returncode:
-            (folder / f"{part}.err").write_text(done.stderr)
-            raise PeerError(f"{part}: {last_words(done.stderr)}")
-        return done.stdout
+        except PeerError as exc:
+            raise PeerError(f"{part}: {exc}") from exc
 
     def run(self, what: Callable[[Entrant], None], peer: Entrant) -> None:
         """One step of one entrant; the first failure is its last step, and is told in the table."""

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from edge_distill_export.checkpoint import load_checkpoint
-from tests.bench.test_peers import ROOT, module, peers_on_path  # noqa: F401 - a fixture
+from tests.bench.test_peers import ROOT, module
 from tests.export.bundle_files import source_of, write_bundle
 from tests.export.conftest import STUDENT
 from tests.random_models import save_checkpoint
+
+pytestmark = pytest.mark.usefixtures("peers_on_path")
 
 
 def point(name: str, size: float, kl: float, *, is_ours: bool) -> Any:
@@ -37,7 +39,9 @@ def test_a_peer_is_compared_with_the_best_of_ours_that_is_no_larger() -> None:
 
 def test_the_document_has_the_markers() -> None:
     front = module("front")
-    module("table").place((ROOT / "docs" / "quantization.md").read_text(), "new", front.MARKERS)
+    document = (ROOT / "docs" / "quantization.md").read_text()
+    begin, end = front.MARKERS
+    assert f"{begin}\n\nnew\n\n{end}" in module("table").place(document, "new", front.MARKERS)
 
 
 def test_front_of_a_random_model(

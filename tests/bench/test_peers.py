@@ -20,24 +20,17 @@ from edge_distill_bench.fidelity_cache import write_reference
 from edge_distill_bench.fidelity_texts import ForcedText
 from edge_distill_export.checkpoint import load_checkpoint
 from edge_distill_runtime import load
+from tests.bench.conftest import PEERS
 from tests.export.bundle_files import source_of, write_bundle
 from tests.random_models import save_checkpoint, variant_named
 
 ROOT = Path(__file__).parents[2]
-PEERS = ROOT / "benchmarks" / "peers"
 # modules whose package has another name
 PACKAGES = {"llama_cpp": "llama-cpp-python", "nncf": "nncf"}
 PART_OF = {"optimum": {"optimum", "optimum-onnx", "optimum-intel"}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def peers_on_path() -> Any:
-    """The scripts import each other by their names, as scripts do."""
-    sys.path.insert(0, str(PEERS))
-    yield
-    sys.path.remove(str(PEERS))
-    for name in {path.stem for path in PEERS.glob("*.py")} & sys.modules.keys():
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("peers_on_path")
 
 
 def module(name: str) -> Any:
@@ -395,4 +388,4 @@ def test_table_goes_between_the_markers_of_the_document() -> None:
     for broken in ("# no markers", document * 2, f"{end}{begin}"):
         with pytest.raises(ValueError, match="once each"):
             table.place(broken, "new")
-    table.place((ROOT / "docs" / "benchmarks.md").read_text(), "new")
+    assert f"{begin}\n\nnew\n\n{end}" in table.place((ROOT / "docs" / "benchmarks.md").read_text(), "new")
