@@ -15,6 +15,7 @@ from edge_distill_bench.problem import Problem
 from edge_distill_bench.results import AccuracyCell, AccuracyResult, Comparison, Flips, LengthBin, Role
 from edge_distill_bench.statistics import Pairs, difference, equivalence, mcnemar, retention, wilson
 from edge_distill_runtime import InputError, Model
+from edge_distill_runtime.generation.budget import soft_budget
 
 __all__ = ["MARGIN", "ask_model", "count_questions", "measure_accuracy"]
 
@@ -44,23 +45,26 @@ def ask_model(
 ) -> Answered:
     """Ask all problems with every budget: greedily where `samples` holds 1, and as often as its largest number says.
 
-    Budget 0 closes the reasoning at once. A model without reasoning markers is asked once, without a budget.
+    Budget 0 closes the reasoning at once. Reasoning that ended before a smaller budget could have ended it stands for
+    both. A model without reasoning markers is asked once, without a budget.
     `rows` is continued, as `answer_items` says; `progress` is told how many of `count_questions` are done.
     Raises `InputError` for budgets or samples that make no sense, and for problems that share an id.
     """
     _check(tasks, budgets, samples, max_tokens)
     problems = [problem for task in tasks.values() for problem in task]
     found: list[Row] = []
+    larger: dict[int, list[Row]] = {}  # by the number of samples
     before = 0
-    for budget in _budgets(model, budgets):
+    for budget in sorted(_budgets(model, budgets), key=lambda budget: budget or 0, reverse=True):
         for count in _drawn(samples):
-            found += answer_items(
+            larger[count] = answer_items(
                 model,
                 problems,
                 samples=count,
                 # a bare file has no manifest of hashes
                 model_hash=None if model.manifest.files else model.model_hash,
                 rows=rows,
+                known=_unhindered(larger.get(count, ()), budget),
                 at_once=at_once,
                 progress=lambda done, before=before: progress(before + done),  # type: ignore[misc]
                 max_tokens=max_tokens,
@@ -69,8 +73,20 @@ def ask_model(
                 thinking=None if budget is None else budget > 0,
                 temperature=_temperature(model) if count > 1 else 0.0,
             )
+            found += larger[count]
             before += len(problems)
     return Answered(name, role, tuple(found))
+
+
+def _unhindered(rows: Sequence[Row], budget: int | None) -> dict[str, list[Row]]:
+    """By problem, the rows with a larger budget that this one would not have changed."""
+    if not budget:  # without reasoning the prompt is another one
+        return {}
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.id, []).append(row)
+    limit = soft_budget(budget)
+    return {name: own for name, own in found.items() if all(row.reasoning_tokens < limit for row in own)}
 
 
 def count_questions(model: Model, tasks: Tasks, budgets: Sequence[int], samples: Sequence[int]) -> int:

@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -61,6 +61,7 @@ def answer_items(
     prompt: Callable[[Problem], str | list[dict[str, str]]] = lambda problem: problem.problem,
     model_hash: str | None = None,
     rows: Path | None = None,
+    known: Mapping[str, Sequence[Row]] | None = None,
     at_once: int = 8,
     progress: Callable[[int], object] | None = None,
     **options: Unpack[GenerationOptions],
@@ -74,8 +75,9 @@ def answer_items(
 
     `rows` is a JSON lines file that every finished problem is appended to; problems that it holds already, of the
     same model, prompt and options, are not asked again. `model_hash` names the model there, by default the hashes of
-    its bundle's files; a model without a manifest needs one. `progress` is called with the number of problems that
-    have been done, at the start and after each.
+    its bundle's files; a model without a manifest needs one. `known`, by problem, are rows that other options gave and
+    these would give as well: they are taken over instead of asked. `progress` is called with the number of problems
+    that have been done, at the start and after each.
 
     Raises `InputError` for bad options and for a prompt that does not fit, before anything is computed.
     """
@@ -90,7 +92,14 @@ def answer_items(
         problem.id: _key(identity, prompts[problem.id], problem, samples, asked, model.backend.context_length)
         for problem in problems
     }
+    budget = asked.get("thinking_budget")
     done = _finished(rows, keys, samples)
+    for name, same in (known or {}).items():
+        if name in done:
+            continue
+        done[name] = [replace(row, key=keys[name], budget=budget) for row in same]
+        if rows is not None:
+            append_lines(rows, map(asdict, done[name]))
     missing = [problem for problem in problems if problem.id not in done]
     for problem in missing:
         model.prepare(prompts[problem.id], samples, asked)
@@ -99,7 +108,6 @@ def answer_items(
 
     cancel = threading.Event()
     asked["cancel"] = cancel
-    budget = asked.get("thinking_budget")
 
     def ask(problem: Problem) -> list[Row]:
         generations = model.sample(prompts[problem.id], samples, **asked)

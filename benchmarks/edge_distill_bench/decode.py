@@ -101,7 +101,9 @@ def compare_decoding(
                 file = Path(bundle) / "model.gguf"
                 loops["llama-bench"] = partial(_llama_bench, llama_bench, file, len(prompt), threads)
         else:
-            loops["onnxruntime-genai"] = _genai(Path(bundle), prompt, threads)
+            ours = loops["edge-distill"](tokens).tokens or ()
+            never = next(token for token in range(model.backend.vocab_size) if token not in ours)
+            loops["onnxruntime-genai"] = _genai(Path(bundle), prompt, threads, end=never)
         for loop in loops.values():
             loop(min(tokens, 16))  # warm up
         runs = in_turn([partial(loop, tokens) for loop in loops.values()], rounds)
@@ -190,8 +192,11 @@ def _generation_speed(report: str) -> float:
     return float(entry["avg_ts"])
 
 
-def _genai(bundle: Path, prompt: list[int], threads: int) -> Loop:
-    """onnxruntime-genai's generate loop, with the same number of threads."""
+def _genai(bundle: Path, prompt: list[int], threads: int, end: int) -> Loop:
+    """onnxruntime-genai's generate loop, with the same number of threads; `end` is a token that ours never chooses.
+
+    It cannot go on behind a token that ends a text, as the other loops do, but `min_length` keeps it from choosing it.
+    """
     try:
         import onnxruntime_genai as genai
     except ImportError as exc:
@@ -199,13 +204,14 @@ def _genai(bundle: Path, prompt: list[int], threads: int) -> Loop:
             "missing-genai", "onnxruntime-genai is not installed", 'pip install "edge-distill[bench]"'
         ) from exc
     config = genai.Config(str(bundle))
-    overlay = {"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}
+    session = {"session_options": {"intra_op_num_threads": threads}}
+    overlay = {"model": {"eos_token_id": end, "decoder": session}}
     config.overlay(json.dumps(overlay))
     engine = genai.Model(config)
 
     def loop(count: int) -> _Run:
         options = genai.GeneratorParams(engine)
-        # min_length keeps it from stopping early; max_length stays the bundle's
+        # max_length stays the bundle's
         options.set_search_options(do_sample=False, min_length=len(prompt) + count)
         generator = genai.Generator(engine, options)
         generator.append_tokens(prompt)

@@ -253,6 +253,41 @@ def test_a_model_through_all_of_it(model: Model, tmp_path: Path) -> None:
     assert len(read_rows(path)) == 32
 
 
+@pytest.mark.parametrize("samples", [1, 2])
+def test_what_a_smaller_budget_does_not_change_is_not_asked_again(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    spoken = speaking(model)
+    sample, asked = Model.sample, []
+
+    def counted(*args: Any, **more: Any) -> Any:
+        asked.append(args)
+        return sample(*args, **more)
+
+    monkeypatch.setattr(Model, "sample", counted)
+    options: dict[str, Any] = {
+        "name": "m",
+        "role": "student",
+        "samples": (samples,),
+        "max_tokens": 48,
+        "at_once": 1,
+    }
+    alone = [ask_model(spoken, TASKS, budgets=(budget,), **options) for budget in (0, 24, 40)]
+    assert len(asked) == 12
+    asked.clear()
+    path = tmp_path / "rows.jsonl"
+    found = ask_model(spoken, TASKS, budgets=(0, 24, 40), rows=path, **options)
+    assert 8 < len(asked) < 12
+    text = {(r.id, r.budget, r.sample): (r.text, r.verdict, r.tokens) for r in found.rows}
+    assert text == {
+        (r.id, r.budget, r.sample): (r.text, r.verdict, r.tokens) for each in alone for r in each.rows
+    }
+    asked.clear()
+    again = ask_model(spoken, TASKS, budgets=(24,), rows=path, **options)  # they have rows of their own
+    assert not asked
+    assert all(r.budget == 24 for r in again.rows)
+
+
 def test_a_model_without_markers_is_asked_once(model: Model, tmp_path: Path) -> None:
     plain = speaking(model, reasoning=None, files=())
     asked: dict[str, Any] = {"budgets": (0, 6), "samples": (1,), "max_tokens": 12}

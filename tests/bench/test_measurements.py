@@ -17,8 +17,13 @@ from edge_distill_bench import (
     prompt_lookup,
     self_consistency,
 )
-from edge_distill_runtime import InputError, Model
+from edge_distill_bench.measure import endless, text_of
+from edge_distill_bench.prompts import TRACE
+from edge_distill_export.checkpoint import load_checkpoint
+from edge_distill_runtime import InputError, Model, load
 from edge_distill_runtime.engines.llama import library
+from tests.export.bundle_files import reseal, source_of, write_bundle
+from tests.random_models import save_checkpoint, variant_named
 
 
 @pytest.fixture(params=["gguf", "onnx"])
@@ -43,6 +48,22 @@ def test_decode_gguf(bundles: dict[str, Path]) -> None:
     assert result.same_tokens
     assert (result.format, result.precision, result.new_tokens) == ("gguf", "f32", 12)
     assert abs(result.prompt_tokens - 40) <= 8
+
+
+def test_decode_goes_on_behind_tokens_that_end_a_text(tmp_path: Path) -> None:
+    """onnxruntime-genai must not avoid a token that the runtime chooses."""
+    saved = save_checkpoint(tmp_path / "student", variant_named("llama-tied-gqa"))
+    write_bundle(source_of(load_checkpoint(saved)), "onnx:fp32", tmp_path / "fp32")
+    with load(tmp_path / "fp32", threads=1) as model:
+        text = text_of(model, TRACE, 40)
+        chosen = endless(model).generate(text, raw=True, max_tokens=12, temperature=0.0).tokens
+    config = json.loads((tmp_path / "fp32" / "genai_config.json").read_text())
+    config["model"]["eos_token_id"] = chosen[3]
+    (tmp_path / "fp32" / "genai_config.json").write_text(json.dumps(config))
+    reseal(tmp_path / "fp32")
+    result = decode.compare_decoding(tmp_path / "fp32", prompt_tokens=40, tokens=12, rounds=1, threads=1)
+    assert list(result.tokens_per_second) == ["edge-distill", "onnxruntime-genai"]
+    assert result.same_tokens
 
 
 def test_decode_names_the_remedy(bundles: dict[str, Path]) -> None:

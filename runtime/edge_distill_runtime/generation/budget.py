@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["ThinkingControl", "repeats"]
+__all__ = ["ThinkingControl", "repeats", "soft_budget"]
 
 _SENTENCE_END = re.compile(r"""((?<!\d)\.|[!?。！？])["'”’)\]]*\s*\Z|\n\s*\Z""")
 _LONGEST_CYCLE = 64
@@ -23,7 +23,7 @@ class ThinkingControl:
     def __init__(self, budget: int | None, minimum: int) -> None:
         self.budget = budget
         self.minimum = minimum
-        self._soft = None if budget is None else max(minimum, budget - max(8, budget // 4))
+        self._soft = None if budget is None else max(minimum, soft_budget(budget))
 
     def must_close(self, tokens: Sequence[int], reasoning_tokens: int, tail: str) -> bool:
         """Whether the reasoning must end behind `tokens`; `tail` is the end of its text."""
@@ -39,6 +39,11 @@ class ThinkingControl:
     def too_short(self, reasoning_tokens: int) -> bool:
         """Whether a model that wants to end its reasoning must go on."""
         return reasoning_tokens < self.minimum
+
+
+def soft_budget(budget: int) -> int:
+    """From so many tokens of reasoning on a budget may end it; what ends before is the same without the budget."""
+    return max(0, budget - max(8, budget // 4))
 
 
 def repeats(tokens: Sequence[int]) -> bool:
