@@ -19,7 +19,7 @@ _ANSWER = 128  # tokens behind the longest reasoning
 
 TASKS_HELP = "Problems: task:FAMILY?option=value, FILE.jsonl or hf:NAME, with commas (task:gsm_symbolic)"
 ITEMS_HELP = "Problems of all tasks together (200)"
-BUDGETS_HELP = "Most tokens of reasoning, each a run of its own (0,64,256)"
+BUDGETS_HELP = "Most tokens of reasoning, with commas (0,64,256)"
 SAMPLES_HELP = "1 is greedy, 8 the majority of 8 samples, which take 8 times as long; 1,8 for both (1)"
 SPLIT_HELP = "Of the problems: test, or all of a file that was made for testing"
 CONTEXTS_HELP = "Tokens at which memory is measured"
