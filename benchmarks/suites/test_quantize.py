@@ -10,6 +10,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from edge_distill_export.blocks import pack_q4_0
 from edge_distill_export.gptq import Hessian, quantize_layer
 from edge_distill_export.grid import QuantizedTensor, quantize_rtn
+from edge_distill_export.onednn import multiply_by_onednn
 from edge_distill_export.onnx_packing import pack_blocks
 
 ROWS, COLUMNS, TOKENS = 1536, 576, 4096
@@ -29,6 +30,19 @@ def hessian() -> Hessian:
 @pytest.fixture(scope="module")
 def tensor(weight: torch.Tensor) -> QuantizedTensor:
     return quantize_rtn(weight, 4)
+
+
+@pytest.mark.parametrize("library", ["default", "onednn"])
+def test_product(benchmark: BenchmarkFixture, weight: torch.Tensor, library: str) -> None:
+    inputs = torch.randn(TOKENS, COLUMNS, generator=torch.Generator().manual_seed(1))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    if library == "onednn" and not multiply_by_onednn():
+        pytest.skip("oneDNN would round to bfloat16 here")
+    try:
+        assert benchmark(torch.mm, inputs, weight.T).shape == (TOKENS, ROWS)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_round_to_nearest(benchmark: BenchmarkFixture, weight: torch.Tensor) -> None:

@@ -38,10 +38,10 @@ class Seen:
 
     inputs: Parts
     exact: Parts
-    """The checkpoint's own inputs."""
+    """The checkpoint's own inputs; `inputs` where only the replaced layers compute."""
     residual_drift: Parts | None
     """By how much the layer's outputs [tokens, rows] would have to grow for the residual stream to be the
-    checkpoint's behind it; None where they are not simply added to it."""
+    checkpoint's behind it; None where they are not simply added to it, or nobody knows."""
 
 
 def visit_linears(model: PreTrainedModel, texts: Sequence[Text], names: Sequence[str], visit: Visit) -> None:
@@ -64,35 +64,37 @@ def replace_linears(
     names: Sequence[str],
     replace: Replace,
     embeddings: Mapping[str, QuantizedTensor],
+    *,
+    exact: bool = True,
 ) -> None:
-    """The same with every text twice: as the checkpoint computes it, and with each layer's weight replaced.
+    """The same with each layer's weight replaced; with `exact` every text runs as the checkpoint computes it, too.
 
     Layers that read the same activations (query, key and value) get the same object. `embeddings`, by parameter
-    name, stand in for the model's own where tokens are looked up for the second time. Memory: the activations of
-    one decoder layer for all texts, twice.
+    name, stand in for the model's own where tokens are looked up. Memory: the activations of one decoder layer for all
+    texts, twice with `exact`.
     """
     import torch
 
     tokens, positions, filled = _packed(texts)
+    runs = 2 if exact else 1
     last: dict[str, Any] = {"activations": None}
 
-    def weights(name: str, module: Any, activations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer's own weight for the first half of the activations, its replacement for the second."""
+    def weights(name: str, module: Any, activations: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The layer's own weight for the first half of the activations where there are two, and its replacement."""
         if last["activations"] is not activations:
-            exact, inputs = activations.chunk(2)
-            drift = streams.drift_behind(name)
+            halves = [_parts(half, filled) for half in activations.chunk(runs)]
+            drift = streams.drift_behind(name) if exact else None
             lacking = None if drift is None else _parts(drift, filled)
-            seen = Seen(_parts(inputs, filled), _parts(exact, filled), lacking)
-            last.update(activations=activations, seen=seen)
+            last.update(activations=activations, seen=Seen(halves[-1], halves[0], lacking))
         replacement = replace(name, module.weight.data, last["seen"])
         if name.endswith(_ADDED):  # no other layer reads these: an MLP's are the most of all memory
             last.update(activations=None, seen=None)
-        return module.weight.data, replacement
+        return (module.weight.data, replacement) if exact else (replacement,)
 
     def compute(name: str, module: Any, activations: torch.Tensor) -> torch.Tensor:
-        both = weights(name, module, activations)
-        outputs = activations.new_empty(*activations.shape[:-1], len(both[0]))
-        for weight, part, out in zip(both, activations.chunk(2), outputs.chunk(2), strict=True):
+        used = weights(name, module, activations)
+        outputs = activations.new_empty(*activations.shape[:-1], len(used[0]))
+        for weight, part, out in zip(used, activations.chunk(runs), outputs.chunk(runs), strict=True):
             torch.matmul(part, weight.T, out=out)
         return outputs if module.bias is None else outputs.add_(module.bias)
 
@@ -102,20 +104,20 @@ def replace_linears(
         _computing(model, names, compute),
         _lean(model, names, weights),
     ):
-        embedded = [model.get_input_embeddings()(tokens)]
+        embedded = [model.get_input_embeddings()(tokens)] if exact else []
         # in float32 only while they are looked up: they are large
         with replaced_weights(model, {name: e.dequantize() for name, e in embeddings.items()}):
             embedded.append(model.get_input_embeddings()(tokens))
-        both = torch.cat(embedded)
+        inputs = torch.cat(embedded)
         embedded.clear()
-        model.get_decoder()(inputs_embeds=both, position_ids=positions.repeat(2, 1), use_cache=False)
+        model.get_decoder()(inputs_embeds=inputs, position_ids=positions.repeat(runs, 1), use_cache=False)
 
 
 @contextmanager
 def _lean(
     model: PreTrainedModel,
     names: Sequence[str],
-    weights: Callable[[str, Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    weights: Callable[[str, Any, torch.Tensor], tuple[torch.Tensor, ...]],
 ) -> Iterator[None]:
     """Gates are multiplied row by row: half of what is the most of all memory here."""
     import torch
@@ -126,7 +128,7 @@ def _lean(
         gates = weights(f"{prefix}.gate_proj.weight", gate, hidden)
         ups = weights(f"{prefix}.up_proj.weight", up, hidden)
         product = hidden.new_empty(*hidden.shape[:-1], len(ups[0]))
-        halves = zip(gates, ups, hidden.chunk(2), product.chunk(2), strict=True)
+        halves = zip(gates, ups, hidden.chunk(len(ups)), product.chunk(len(ups)), strict=True)
         for gate_weight, up_weight, part, out in halves:
             for row, values in zip(part, out, strict=True):
                 opened = mlp.act_fn(linear(row, gate_weight, gate.bias))

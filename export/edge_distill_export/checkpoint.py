@@ -22,6 +22,7 @@ from edge_distill_export.checkpoint_files import (
     weight_files,
 )
 from edge_distill_export.families import family_of
+from edge_distill_export.onednn import multiply_by_onednn
 from edge_distill_runtime.errors import EdgeDistillError, InputError
 
 if TYPE_CHECKING:
@@ -59,8 +60,12 @@ class Checkpoint:
 
 
 def load_checkpoint(reference: str | Path, *, _depth: int = 0) -> Checkpoint:
-    """Load and check a checkpoint; raises `InputError` for whatever is missing, damaged or hostile."""
+    """Load and check a checkpoint; raises `InputError` for whatever is missing, damaged or hostile.
+
+    From then on torch multiplies float32 matrices with oneDNN, where that is as exact (`multiply_by_onednn`).
+    """
     path = _resolve(str(reference))
+    multiply_by_onednn()
     try:
         if path.is_file():
             checkpoint = _load_gguf(path)

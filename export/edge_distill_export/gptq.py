@@ -91,7 +91,7 @@ def quantize_gptq(
         advance()
         return torch.from_numpy(result.tensors[name].dequantize())
 
-    replace_linears(model, texts, names, replace, embeddings)
+    replace_linears(model, texts, names, replace, embeddings, exact=compensate)
     return result
 
 
