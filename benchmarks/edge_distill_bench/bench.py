@@ -154,7 +154,10 @@ def tell(results: BenchResults, show: Callable[[str], object]) -> None:
     noise = results.noise.deviation
     show(f"The machine's noise: {noise:.1%} ({results.noise.what}, {len(results.noise.seconds)} times)")
     if noise > _NOISY or results.machine.load > _BUSY:
-        show(f"The machine was busy (load {results.machine.load:.1f}): do not trust these times")
+        show(
+            f"The machine was busy (noise {noise:.0%}, load before the start {results.machine.load:.1f}): "
+            "do not trust these times"
+        )
     for artifact in results.artifacts:
         notes = [*artifact.notes, *(artifact.latency.notes if artifact.latency else ())]
         for note in notes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -12,17 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from edge_distill.bench import Benched
 from edge_distill_bench import bench_options, parts
 from edge_distill_bench.answering import read_rows
 from edge_distill_bench.bench import bench, main
 from edge_distill_bench.bench_options import Options, numbers, words
 from edge_distill_bench.items import hash_tasks, load_tasks, read_tasks, write_tasks
+from edge_distill_bench.report.entries import entries_of
+from edge_distill_bench.report.tables import overview_table
 from edge_distill_bench.results import BenchResults, read_results, rows_path
 from edge_distill_bench.run import subjects_of
 from edge_distill_runtime import InputError
 from edge_distill_runtime.bundles.manifest import read_manifest
 from edge_distill_runtime.errors import GateError
+from tests.bench.measured import artifact, results
 
 ITEMS = 4
 
@@ -323,3 +329,19 @@ def test_items_are_shared_among_tasks_and_read_again(problems: Path, tmp_path: P
     (tmp_path / "out" / "problems.jsonl").write_text('{"id": "a"}\n')
     with pytest.raises(InputError, match="line 1"):
         read_tasks(tmp_path / "out")
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 200])
+def test_the_table_cuts_nothing(width: int) -> None:
+    """On a narrow terminal it becomes several, each with the names."""
+    names = ("student-q4_0", "student-q4_k_m")
+    written = io.StringIO()
+    measured = results(*(artifact(name=name) for name in names))
+    Benched(measured, Path("out")).render(Console(width=width, file=written))
+    shown = written.getvalue()
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+    assert (shown.count("student-q4_k_m") == 1) == (width >= 100)
+    for row in overview_table(entries_of(measured)).rows:
+        for cell in row:
+            assert cell in shown
