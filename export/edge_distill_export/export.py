@@ -61,8 +61,9 @@ class ExportResult:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
-        for title in ("target", "method", "MB", "bits/weight", "mean KL", "p99 KL", "top-1", "bundle"):
-            table.add_column(title, justify="left" if title in ("target", "method", "bundle") else "right")
+        for title in ("target", "method", "MB", "bits per weight", "mean KL", "p99 KL", "top-1", "bundle"):
+            justify: Any = "left" if title in ("target", "method", "bundle") else "right"
+            table.add_column(title, justify=justify, overflow="fold")
         for bundle in self.bundles:
             overall = bundle.parity.overall
             table.add_row(
@@ -73,7 +74,7 @@ class ExportResult:
                 f"{overall.kl_mean:.4f}",
                 f"{overall.kl_p99:.3f}",
                 f"{overall.top1:.3f}",
-                bundle.path,
+                Path(bundle.path).name,
             )
         console.print(table)
         for bundle in self.bundles:
@@ -84,7 +85,8 @@ class ExportResult:
                 f"{self.calibration['left_out']} traces were not calibrated on: they share their wording with the "
                 "held-out text"
             )
-        console.print(f"{self.seconds:.0f} s, peak memory {self.peak_memory / 2**20:,.0f} MiB")
+        folder = Path(self.bundles[0].path).parent
+        console.print(f"In {folder}: {self.seconds:.0f} s, peak memory {self.peak_memory / 2**20:,.0f} MiB")
 
 
 def export(
