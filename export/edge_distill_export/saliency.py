@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from edge_distill_export.activations import Parts, pack
 from edge_distill_export.calibration import Text
-from edge_distill_export.module_state import frozen, recomputed_layers
+from edge_distill_export.module_state import frozen
 from edge_distill_export.sensitivity import fisher_noise
-from edge_distill_runtime.engines.allocator import give_back_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -47,25 +46,20 @@ def token_weights(
         module = model.get_submodule(name.removesuffix(".weight"))
         handles.append(module.register_forward_hook(_watch(found[name])))
     try:
-        with frozen(model), recomputed_layers(model), torch.enable_grad():
-            rows = zip(packed.tokens, packed.positions, packed.predicting, strict=True)
-            for tokens, positions, predicting in rows:
-                kept = predicting.nonzero()[:, 0]
-                output = model(
-                    tokens[None], position_ids=positions[None], use_cache=False, logits_to_keep=kept
-                )
-                logits = output.logits[0]
+        with frozen(model), torch.enable_grad():
+            for row, count in enumerate(packed.filled):
+                logits = model(
+                    packed.tokens[row : row + 1, :count],
+                    position_ids=packed.positions[row : row + 1, :count],
+                    use_cache=False,
+                    logits_to_keep=packed.predicting[row, :count].nonzero()[:, 0],
+                ).logits[0]
                 logits.backward(fisher_noise(logits.detach(), generator).to(logits.dtype))
-                del output, logits
-                give_back_freed_memory()  # rows predict more or less, and leave holes of every size
                 advance()
     finally:
         for handle in handles:
             handle.remove()
-    return {
-        name: _tempered([part[:count] for part, count in zip(squares, packed.filled, strict=True)])
-        for name, squares in found.items()
-    }
+    return {name: _tempered(squares) for name, squares in found.items()}
 
 
 def _watch(squares: Parts) -> Callable[[Any, Any, torch.Tensor], None]:
