@@ -42,29 +42,20 @@ class Seen:
     residual_drift: Parts | None
     """By how much the layer's outputs [tokens, rows] would have to grow for the residual stream to be the
     checkpoint's behind it; None where they are not simply added to it, or nobody knows."""
-    weights: Parts | None = None
-    """How much each token counts, in [tokens], on average 1; None: all alike."""
-
-    def effective_tokens(self) -> int:
-        """How many tokens of the same weight tell as much (Kish 1965)."""
-        if self.weights is None:
-            return sum(map(len, self.inputs))
-        total = sum(float(part.sum()) for part in self.weights)
-        return int(total**2 / sum(float(part.square().sum()) for part in self.weights))
 
 
 def visit_linears(model: PreTrainedModel, texts: Sequence[Text], names: Sequence[str], visit: Visit) -> None:
     """Run the decoder once over all texts and call `visit` for each layer in `names`."""
     import torch
 
-    packed = pack(texts)
+    tokens, positions, filled = _packed(texts)
 
     def observe(name: str, module: Any, inputs: torch.Tensor) -> torch.Tensor:
-        visit(name, _parts(inputs, packed.filled))
+        visit(name, _parts(inputs, filled))
         return torch.nn.functional.linear(inputs, module.weight, module.bias)
 
     with torch.inference_mode(), _computing(model, names, observe):
-        model.get_decoder()(input_ids=packed.tokens, position_ids=packed.positions, use_cache=False)
+        model.get_decoder()(input_ids=tokens, position_ids=positions, use_cache=False)
 
 
 def replace_linears(
@@ -84,16 +75,16 @@ def replace_linears(
     """
     import torch
 
-    packed = pack(texts)
+    tokens, positions, filled = _packed(texts)
     runs = 2 if exact else 1
     last: dict[str, Any] = {"activations": None}
 
     def weights(name: str, module: Any, activations: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The layer's own weight for the first half of the activations where there are two, and its replacement."""
         if last["activations"] is not activations:
-            halves = [_parts(half, packed.filled) for half in activations.chunk(runs)]
+            halves = [_parts(half, filled) for half in activations.chunk(runs)]
             drift = streams.drift_behind(name) if exact else None
-            lacking = None if drift is None else _parts(drift, packed.filled)
+            lacking = None if drift is None else _parts(drift, filled)
             last.update(activations=activations, seen=Seen(halves[-1], halves[0], lacking))
         replacement = replace(name, module.weight.data, last["seen"])
         if name.endswith(_ADDED):  # no other layer reads these: an MLP's are the most of all memory
@@ -113,14 +104,13 @@ def replace_linears(
         _computing(model, names, compute),
         _lean(model, names, weights),
     ):
-        embedded = [model.get_input_embeddings()(packed.tokens)] if exact else []
+        embedded = [model.get_input_embeddings()(tokens)] if exact else []
         # in float32 only while they are looked up: they are large
         with replaced_weights(model, {name: e.dequantize() for name, e in embeddings.items()}):
-            embedded.append(model.get_input_embeddings()(packed.tokens))
+            embedded.append(model.get_input_embeddings()(tokens))
         inputs = torch.cat(embedded)
         embedded.clear()
-        positions = packed.positions.repeat(runs, 1)
-        model.get_decoder()(inputs_embeds=inputs, position_ids=positions, use_cache=False)
+        model.get_decoder()(inputs_embeds=inputs, position_ids=positions.repeat(runs, 1), use_cache=False)
 
 
 @contextmanager
@@ -261,44 +251,27 @@ def importance_matrix(
     return importance
 
 
-@dataclass(frozen=True)
-class Packed:
-    """Texts in rows of the longest one's length, several in a row where they fit."""
+def _packed(texts: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Token ids [rows, longest] with several texts in a row, their positions, and how many tokens a row has.
 
-    tokens: torch.Tensor
-    """int64 [rows, longest]: token ids, with zeros behind."""
-    positions: torch.Tensor
-    """int64 [rows, longest]: from 0 with each text, by which transformers keeps the texts of a row apart."""
-    predicting: torch.Tensor
-    """bool [rows, longest]: what the next token of reasoning or answer is predicted from."""
-    filled: list[int]
-    """Tokens of each row."""
-
-
-def pack(texts: Sequence[Text]) -> Packed:
-    """Put texts into rows: first fit, the longest first."""
+    Positions start at 0 with each text, by which transformers keeps the texts of a row apart.
+    """
     import torch
 
     length = max(len(text.tokens) for text in texts)
-    rows: list[list[Text]] = []
-    used: list[int] = []
-    for text in sorted(texts, key=lambda text: -len(text.tokens)):
-        size = len(text.tokens)
-        row = next((index for index, before in enumerate(used) if before + size <= length), len(rows))
-        if row == len(rows):
-            rows.append([])
-            used.append(0)
-        rows[row].append(text)
-        used[row] += size
+    rows: list[list[list[int]]] = []
+    for text in sorted(texts, key=lambda text: -len(text.tokens)):  # first fit, longest first
+        row = next((row for row in rows if sum(map(len, row)) + len(text.tokens) <= length), None)
+        if row is None:
+            rows.append(row := [])
+        row.append(text.tokens)
     tokens = torch.zeros(len(rows), length, dtype=torch.long)
     positions = torch.arange(length).repeat(len(rows), 1)
-    predicting = torch.zeros(len(rows), length, dtype=torch.bool)
-    for index, row_texts in enumerate(rows):
+    for index, row in enumerate(rows):
         start = 0
-        for text in row_texts:
-            stop = start + len(text.tokens)
-            tokens[index, start:stop] = torch.tensor(text.tokens)
+        for part in row:
+            stop = start + len(part)
+            tokens[index, start:stop] = torch.tensor(part)
             positions[index, stop:] = torch.arange(length - stop)
-            predicting[index, start + max(text.prompt, 1) - 1 : stop - 1] = True
             start = stop
-    return Packed(tokens, positions, predicting, used)
+    return tokens, positions, [sum(map(len, row)) for row in rows]

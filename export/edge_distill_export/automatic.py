@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 
-from edge_distill_export.activations import Parts
 from edge_distill_export.artifact import Source
 from edge_distill_export.calibration import Text
 from edge_distill_export.choose import Chooser, Chosen, Tensors, finish
@@ -33,13 +32,12 @@ def mixed_tensors(
     source: Source,
     targets: Sequence[Target],
     method: Literal["rtn", "gptq"],
-    weights: Mapping[str, Parts],
     calibration: Calibration,
     deciding: Sequence[Text],
     layers: Mapping[str, QuantizedTensor],
     out: Path,
 ) -> dict[Budget, Chosen]:
-    """Tensors for the budgets of `targets`; `layers` are all linear layers at 4 bits, `weights` those of tokens.
+    """Tensors for the budgets of `targets`; `layers` are all linear layers at 4 bits.
 
     A size is that of the GGUF file where there is one, else that of the ONNX files.
     """
@@ -57,7 +55,6 @@ def mixed_tensors(
         "checkpoint": source.checkpoint.lineage,
         "calibration": calibration.to_dict(),
         "method": method,
-        "weighted": bool(weights),
     }
     found = measure(model, calibration.texts, low, identity, path)
     give_back_freed_memory()
@@ -70,9 +67,7 @@ def mixed_tensors(
             for name in embedding_names(model)
         }
         with stage("Quantizing the rest again", len(names)) as advance:
-            fitted = quantize_gptq(
-                model, calibration.texts, names, tables, advance, high, weights=weights
-            ).tensors
+            fitted = quantize_gptq(model, calibration.texts, names, tables, advance, high).tensors
         return {**fitted, **tables}
 
     chosen: dict[Budget, Chosen] = {}

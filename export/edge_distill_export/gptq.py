@@ -1,7 +1,6 @@
 """GPTQ onto the shared grid: integers and scales that keep each layer's outputs, not its weights.
 
-Per layer, with H = X^T X / n over the inputs X that the quantized layers before it give, tokens weighted by how much
-they matter (`saliency.py`): the weights are first moved
+Per layer, with H = X^T X / n over the inputs X that the quantized layers before it give: the weights are first moved
 to those that make up best for what these layers have lost (`compensated`); scales come by search with the diagonal of
 H as weights; integers column by column, each rounding error moved onto the columns that follow (Frantar et al. 2022,
 arXiv:2210.17323, with columns in descending order of H's diagonal); then scales and integers are refined in turn, each
@@ -11,12 +10,13 @@ in closed form given the other, against the same error (w - q) H (w - q)^T.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from edge_distill_export.activations import Parts, Seen, replace_linears
+from edge_distill_export.activations import Seen, replace_linears
 from edge_distill_export.calibration import Text
 from edge_distill_export.grid import (
     BLOCK_SIZE,
@@ -63,23 +63,25 @@ def quantize_gptq(
     advance: Callable[[], None],
     high: Collection[str] = (),
     *,
-    weights: Mapping[str, Parts] | None = None,
     compensate: bool = True,
 ) -> Quantized:
     """Quantize the layers in `names` to 4 bits, one after the other, each seeing the quantized ones before it.
 
     `embeddings` are already quantized and stand in from the start. Layers in `high` are rounded to 8 bits instead,
-    and have no importance. `weights`, by layer, are those of the texts' tokens (`token_weights`), by default all alike.
-    With `compensate`, each layer makes up for what those before it have lost. The model's own weights stay as they are.
+    and have no importance. With `compensate`, each makes up for what those before it have lost. The model's own weights
+    stay as they are.
     """
     result = Quantized({}, {})
+    moments: WeakKeyDictionary[Seen, tuple[Hessian, Any]] = WeakKeyDictionary()  # what is seen is large
 
-    def quantized(name: str, weight: torch.Tensor, seen: Seen) -> torch.Tensor:
+    def replace(name: str, weight: torch.Tensor, seen: Seen) -> torch.Tensor:
         import torch
 
-        seen = replace(seen, weights=weights[name]) if weights else seen
-        hessian = Hessian(second_moment(seen.inputs, seen.weights), name)
-        wanted = compensated(weight, seen, hessian) if compensate else weight
+        if seen not in moments:
+            drift = input_drift(seen) if compensate else None
+            moments[seen] = Hessian(second_moment(seen.inputs), name), drift
+        hessian, drift = moments[seen]
+        wanted = compensated(weight, seen, drift, hessian) if compensate else weight
         if name in high:
             result.tensors[name] = quantize_rtn(wanted, 8, name)
         else:
@@ -89,7 +91,7 @@ def quantize_gptq(
         advance()
         return torch.from_numpy(result.tensors[name].dequantize())
 
-    replace_linears(model, texts, names, quantized, embeddings, exact=compensate)
+    replace_linears(model, texts, names, replace, embeddings, exact=compensate)
     return result
 
 
@@ -111,25 +113,31 @@ def quantize_table(model: PreTrainedModel, texts: Sequence[Text], name: str) -> 
     return QuantizedTensor.concatenate(parts)
 
 
-def second_moment(inputs: Parts, weights: Parts | None = None) -> torch.Tensor:
-    """X^T X / n [columns, columns] of inputs [tokens, columns] in parts; `weights` as in `Seen`."""
-    return cross_moment(inputs, inputs, weights)
+def second_moment(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """X^T X / n [columns, columns] of inputs [tokens, columns] in parts."""
+    return cross_moment((part, part) for part in inputs)
 
 
-def cross_moment(left: Iterable[torch.Tensor], right: Parts, weights: Parts | None = None) -> torch.Tensor:
+def input_drift(seen: Seen) -> torch.Tensor:
+    """(E - X)^T X / n [columns, columns] of the checkpoint's own inputs E and the inputs X."""
+    pairs = zip(seen.exact, seen.inputs, strict=True)
+    return cross_moment((exact - inputs, inputs) for exact, inputs in pairs)
+
+
+def cross_moment(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """Y^T X / n [rows, columns] of activations Y [tokens, rows] and X [tokens, columns] in parts."""
     import torch
 
     total, tokens = torch.zeros(1, 1), 0
-    for index, (y, x) in enumerate(zip(left, right, strict=True)):
+    for left, right in pairs:
         if not tokens:
-            total = torch.zeros(y.shape[1], x.shape[1])
-        total.addmm_((y if weights is None else y * weights[index][:, None]).T, x)
-        tokens += len(x)
+            total = torch.zeros(left.shape[1], right.shape[1])
+        total.addmm_(left.T, right)
+        tokens += len(right)
     return total / tokens
 
 
-def compensated(weight: torch.Tensor, seen: Seen, hessian: Hessian) -> torch.Tensor:
+def compensated(weight: torch.Tensor, seen: Seen, drift: torch.Tensor, hessian: Hessian) -> torch.Tensor:
     """The weights that do best with the inputs there are, before rounding.
 
     They shall give what the checkpoint's own do with its own inputs E, and what the residual stream that this is added
@@ -137,13 +145,13 @@ def compensated(weight: torch.Tensor, seen: Seen, hessian: Hessian) -> torch.Ten
     leaves W where little is known. Without R this is the aim of GPTAQ (Li et al. 2025, arXiv:2504.02692), in closed
     form. Few tokens would fit noise: V - W is shrunk by what of Y it would explain on other text.
     """
-    drift = (exact - inputs for exact, inputs in zip(seen.exact, seen.inputs, strict=True))
-    lacking = weight @ cross_moment(drift, seen.inputs, seen.weights)
+    lacking = weight @ drift
     if seen.residual_drift is not None:
-        lacking += cross_moment(seen.residual_drift, seen.inputs, seen.weights)
+        pairs = zip(seen.residual_drift, seen.inputs, strict=True)
+        lacking += cross_moment(pairs)
     change = lacking @ hessian.inverse
     explained = float((lacking * change).sum()) / max(_lacking_energy(weight, seen), 1e-30)
-    return weight + shrinkage(explained, seen.effective_tokens(), weight.shape[1]) * change
+    return weight + shrinkage(explained, sum(map(len, seen.inputs)), weight.shape[1]) * change
 
 
 def shrinkage(explained: float, tokens: int, columns: int) -> float:
@@ -162,8 +170,7 @@ def _lacking_energy(weight: torch.Tensor, seen: Seen) -> float:
         found = (seen.exact[index][::every] - inputs[::every]) @ weight.T
         if seen.residual_drift is not None:
             found += seen.residual_drift[index][::every]
-        squares = found.square().sum(-1)
-        total += float(squares.sum() if seen.weights is None else squares @ seen.weights[index][::every])
+        total += float(found.square().sum())
         tokens += len(found)
     return total / tokens
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edge_distill_export.activations import Parts, importance_matrix, pack
+from edge_distill_export.activations import importance_matrix
 from edge_distill_export.artifact import Source
 from edge_distill_export.automatic import mixed_tensors
 from edge_distill_export.calibration import Text
@@ -20,9 +20,7 @@ from edge_distill_export.grid import QuantizedTensor, quantize_rtn
 from edge_distill_export.kv_cache import has_int8_graph
 from edge_distill_export.progress import stage
 from edge_distill_export.repair import Repaired
-from edge_distill_export.saliency import token_weights
 from edge_distill_export.targets import Target
-from edge_distill_runtime.engines.allocator import give_back_freed_memory
 
 __all__ = ["Method", "Quantization", "calibrates", "method_of", "quantize"]
 
@@ -77,13 +75,8 @@ def quantize(
         embeddings = {
             name: quantize_rtn(model.get_parameter(name).data, 8, name) for name in embedding_names(model)
         }
-    weights: dict[str, Parts] = {}
-    if method == "gptq" and calibration and (4 in wanted or automatic):
-        with stage("Weighting tokens", len(pack(calibration.texts).filled)) as advance:
-            weights = token_weights(model, calibration.texts, names, advance)
-        give_back_freed_memory()
     for bits in sorted(wanted):
-        layers[bits], found = _quantize_layers(source, bits, calibration, embeddings, weights)
+        layers[bits], found = _quantize_layers(source, bits, method, calibration, embeddings)
         importance = importance or found
     if any(target.k_quant for target in targets) and calibration and not importance:
         with stage("Measuring the importance of inputs", len(names)) as advance:
@@ -94,8 +87,8 @@ def quantize(
     choices: dict[Target, dict[str, Any]] = {}
     if automatic and calibration:
         # each tensor's own error, which must not hold what makes up for those of others: these may get 8 bits
-        plain, _ = _quantize_layers(source, 4, calibration, embeddings, weights, compensate=False)
-        chosen = mixed_tensors(source, automatic, method, weights, calibration, deciding, plain, out)
+        plain, _ = _quantize_layers(source, 4, method, calibration, embeddings, compensate=False)
+        chosen = mixed_tensors(source, automatic, method, calibration, deciding, plain, out)
         for target in automatic:
             assert target.budget is not None
             tensors[target] = chosen[target.budget].tensors
@@ -106,21 +99,18 @@ def quantize(
 def _quantize_layers(
     source: Source,
     bits: int,
+    method: Method,
     calibration: Calibration | None,
     embeddings: Mapping[str, QuantizedTensor],
-    weights: Mapping[str, Parts],
     *,
     compensate: bool = True,
 ) -> tuple[dict[str, QuantizedTensor], dict[str, np.ndarray]]:
-    """The linear layers on the grid, and the importance of their inputs where tokens have `weights`, for GPTQ."""
+    """The linear layers on the grid, and with GPTQ the importance of their inputs."""
     model = source.checkpoint.model
     names = linear_names(model.config)
-    if bits == 4 and weights and calibration:
-        texts = calibration.texts
+    if bits == 4 and method == "gptq" and calibration:
         with stage("Quantizing layers with GPTQ", len(names)) as advance:
-            found = quantize_gptq(
-                model, texts, names, embeddings, advance, weights=weights, compensate=compensate
-            )
+            found = quantize_gptq(model, calibration.texts, names, embeddings, advance, compensate=compensate)
         return found.tensors, found.importance
     with stage(f"Rounding layers to {bits} bits", len(names)) as advance:
         layers = {}
