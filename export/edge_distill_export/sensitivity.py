@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-__all__ = ["Sensitivity", "draw_products"]
+__all__ = ["Sensitivity", "draw_products", "fisher_noise"]
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,21 @@ def draw_products(
     with _projections(model, tensors) as into, torch.enable_grad():
         output = model(torch.tensor([text.tokens]), use_cache=False, logits_to_keep=rows + 1)
         logits = output.logits[0, :-1]
-        chances = logits.detach().float().softmax(-1)
-        roots = chances.sqrt()
         for draw in range(draws):
             into.row = products[draw]
-            signed = roots * (torch.randint(0, 2, roots.shape, generator=generator) * 2 - 1)
-            noise = signed.sub_(chances * signed.sum(-1, keepdim=True))
+            noise = fisher_noise(logits.detach(), generator)
             logits.backward(noise.to(logits.dtype), retain_graph=draw < draws - 1)
     return products
+
+
+def fisher_noise(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """float32 [tokens, vocab]: random, its covariance is the Fisher information of each token's `logits`."""
+    import torch
+
+    chances = logits.float().softmax(-1)
+    signs = torch.randint(0, 2, chances.shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+    signed = chances.sqrt().mul_(signs)
+    return signed.sub_(chances.mul_(signed.sum(-1, keepdim=True)))
 
 
 class _Row:

@@ -16,6 +16,7 @@ from edge_distill_export.checkpoint_files import read_json
 from edge_distill_export.grid import QuantizedTensor
 from edge_distill_export.progress import stage
 from edge_distill_export.sensitivity import Sensitivity, draw_products
+from edge_distill_runtime.engines.allocator import give_back_freed_memory
 from edge_distill_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def measure(
             counts += [len(text.tokens) - text.prompt] * DRAWS
             found = Sensitivity(tuple(tensors), np.concatenate(rows), np.array(counts, np.int64))
             _write(path, key, found)
+            give_back_freed_memory()  # texts differ in length, and leave holes of every size
             advance()
     assert found is not None
     return found

@@ -11,7 +11,7 @@ from edge_distill_export.activations import replaced_weights
 from edge_distill_export.calibration import Text
 from edge_distill_export.families import embedding_names, linear_names
 from edge_distill_export.grid import QuantizedTensor, quantize_rtn
-from edge_distill_export.sensitivity import Sensitivity, draw_products
+from edge_distill_export.sensitivity import Sensitivity, draw_products, fisher_noise
 from tests.random_models import random_checkpoint, variant_named
 
 
@@ -67,6 +67,16 @@ def test_predictions_are_what_forward_passes_find(family: str) -> None:
         assert predicted == pytest.approx(measured(model, texts, {n: tensors[n] for n in group}), rel=0.25), (
             group
         )
+
+
+def test_noise_has_the_covariance_of_the_fisher_information() -> None:
+    logits = torch.tensor([[0.0, 1.0, -1.0, 2.0], [3.0, 0.0, 0.0, 0.0]])
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.stack([fisher_noise(logits, generator) for _ in range(20_000)])
+    found = torch.einsum("dtv,dtw->tvw", noise, noise) / len(noise)
+    chances = logits.softmax(-1)
+    expected = torch.diag_embed(chances) - chances[:, :, None] * chances[:, None, :]
+    assert torch.allclose(found, expected, atol=0.01)
 
 
 def test_a_planted_sensitive_tensor_stands_out() -> None:
