@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -173,15 +174,21 @@ def table(points: Sequence[Point], errors: dict[str, str]) -> str:
     return "\n\n".join(parts)
 
 
-def heading(checkpoint: Path, bundles: Sequence[Path], tokens: int) -> str:
+def heading(options: argparse.Namespace, tokens: int) -> str:
+    """Machine and command, without the machine's paths."""
     machine = this_machine()
-    shown = " ".join(f"{bundle.parent.name}/{bundle.name}" for bundle in bundles)
+    words = [options.checkpoint.name, *(f"{bundle.parent.name}/{bundle.name}" for bundle in options.bundles)]
+    words += ["--folder", "FOLDER", "--envs", "ENVS"]
+    if options.calibrate:
+        words += ["--calibrate", options.calibrate.name]
+    for part in options.only:
+        words += ["--only", part]
     return "\n".join(
         [
             f"{tokens:,} held-out tokens; {today()}, {machine.cpu}, {machine.cpus} CPUs, {platform.system()}.",
             "",
             "```",
-            f"python benchmarks/peers/front.py {checkpoint.name} {shown} --folder FOLDER --envs ENVS",
+            f"python benchmarks/peers/front.py {shlex.join(words)}",
             "```",
         ]
     )
@@ -209,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = table(points, errors)
     print(text)
     if options.markdown:
-        document = f"{heading(options.checkpoint, options.bundles, points[0].found.tokens)}\n\n{text}"
+        document = f"{heading(options, points[0].found.tokens)}\n\n{text}"
         options.markdown.write_text(place(options.markdown.read_text(), document, MARKERS))
     print(json.dumps({"points": [asdict(point) for point in points], "errors": errors}))
     return 0

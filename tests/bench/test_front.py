@@ -79,3 +79,13 @@ def test_front_of_a_random_model(
     before = made.stat().st_mtime_ns
     assert front.main([*call, "--only", "llama.cpp q4_0"]) == 0
     assert made.stat().st_mtime_ns == before
+
+
+def test_the_heading_says_what_was_asked(tmp_path: Path) -> None:
+    front = module("front")
+    asked = ["student", "a/q4_0", "b/int4", "--folder", str(tmp_path), "--calibrate", "/x/traces.jsonl"]
+    options = front.arguments([*asked, "--only", "llama.cpp", "--only", "model builder"])
+    assert (
+        "python benchmarks/peers/front.py student a/q4_0 b/int4 --folder FOLDER --envs ENVS "
+        "--calibrate traces.jsonl --only llama.cpp --only 'model builder'"
+    ) in front.heading(options, 1234)
