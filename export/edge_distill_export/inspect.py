@@ -77,7 +77,8 @@ class Inspection:
     def render(self, console: Console) -> None:
         from rich.table import Table
 
-        facts = Table(box=None, show_header=False, pad_edge=False)
+        facts = Table("name", "value", box=None, show_header=False, pad_edge=False)
+        facts.columns[1].overflow = "fold"  # a hash cut short can be compared with nothing
         for name, value in _facts(self):
             facts.add_row(name, printable(value))
         console.print(facts)

@@ -26,8 +26,8 @@ from tests.random_models import variant_named
 PARITY = {"tokens": 100, "kl_mean": 0.0123, "kl_p99": 0.2, "top1": 0.95}
 
 
-def text_of(result: Inspection) -> str:
-    console = Console(width=200, color_system=None, markup=False, highlight=False)
+def text_of(result: Inspection, width: int = 200) -> str:
+    console = Console(width=width, color_system=None, markup=False, highlight=False)
     with console.capture() as capture:
         result.render(console)
     return capture.get()
@@ -125,6 +125,13 @@ def test_text_of_a_bundle(bundles: dict[str, Path]) -> None:
     assert "parity, answer" not in text
     assert "token_embd" not in text
     assert "token_embd.weight" in text_of(inspect(bundles["gguf"], tensors=True))
+
+
+def test_hashes_are_whole_on_a_narrow_terminal(bundles: dict[str, Path]) -> None:
+    shown = text_of(inspect(bundles["gguf"], tensors=True), width=60)
+    assert "…" not in shown
+    whole = "".join(shown.split())
+    assert all(entry.sha256 in whole for entry in read_manifest(bundles["gguf"]).files)
 
 
 def test_bare_files(copy: dict[str, Path], tmp_path: Path) -> None:
