@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from edge_distill.wide_table import print_wide
 from edge_distill_bench.bench_options import (
     BUDGETS_HELP,
     CONTEXTS_HELP,
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Benched", "bench"]
 
-_GAP = 2  # between columns
 _CHECKPOINTS = "checkpoints"  # bundles of those that were given as checkpoints
 
 
@@ -42,48 +41,15 @@ class Benched:
         return {"folder": str(self.folder), **self.results.to_dict()}
 
     def render(self, console: Console) -> None:
-        from rich.table import Table
-
         from edge_distill_bench.bench import tell
         from edge_distill_bench.report.entries import entries_of
         from edge_distill_bench.report.tables import overview_table
 
         overview = overview_table(entries_of(self.results))
-        columns = list(zip(overview.header, *overview.rows, strict=True))
-        widths = [_width(column) for column in columns]
-        for block in _blocks(widths, console.width):
-            table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
-            for index in block:
-                table.add_column(
-                    columns[index][0],
-                    justify="right" if index else "left",
-                    min_width=widths[index],
-                    max_width=widths[index],
-                )
-            for row in overview.rows:
-                table.add_row(*(row[index] for index in block))
-            console.print(table, "")
+        print_wide(console, overview.header, overview.rows)
+        console.print()
         tell(self.results, console.print)
         console.print(f"\n{self.folder}: `edge-distill report {self.folder}` makes a page of it")
-
-
-def _width(column: Sequence[str]) -> int:
-    """Of a table's column whose header alone is wrapped, between its words."""
-    header, *cells = column
-    return max(map(len, (*header.split(), *cells)))
-
-
-def _blocks(widths: Sequence[int], room: int) -> list[list[int]]:
-    """The columns in as many tables as it takes to fit `room` characters, each with the first, the names."""
-    blocks = [[0]]
-    left = room - widths[0]
-    for index, width in enumerate(widths[1:], 1):
-        if width + _GAP > left and len(blocks[-1]) > 1:
-            blocks.append([0])
-            left = room - widths[0]
-        blocks[-1].append(index)
-        left -= width + _GAP
-    return blocks
 
 
 def bench(

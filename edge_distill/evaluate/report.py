@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from edge_distill.evaluate.measures import Comparison, Figure, Measure, figure
+from edge_distill.wide_table import print_wide
 from edge_distill_bench.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -84,24 +85,19 @@ def _notes(figures: Sequence[Figure]) -> list[str]:
 
 
 def _print_figures(console: Console, student: Evaluated, *, with_first: bool) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("part")
-    table.add_column("measure")
-    titles = ["items", "", "[95 %]", "against", "difference", "p"]
-    for title in titles + (["to the first", "p", "of the first"] if with_first else []):
-        table.add_column(title, justify="left" if title == "against" else "right")
-    part = ""
+    header = ["part", "measure", "items", "", "[95 %]", "against", "difference", "p"]
+    if with_first:
+        header += ["to the first", "p", "of the first"]
+    rows, part = [], ""
     for found in student.figures:
         value, interval = _value(found)
         cells = [found.part if found.part != part else "", found.name, str(found.items), value, interval]
         cells += [found.against.name if found.against else "", *_compared(found.against)]
         if with_first:
             cells += [*_compared(found.first_student), _retained(found.first_student)]
-        table.add_row(*cells)
+        rows.append(cells)
         part = found.part
-    console.print(table)
+    print_wide(console, header, rows, names=2, to_the_left=("against",))
 
 
 def _value(found: Figure) -> tuple[str, str]:
