@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +91,7 @@ def test_problems_share_steps(model: Model, monkeypatch: pytest.MonkeyPatch) -> 
 
     def spy(sequences: Any, tokens: Any) -> Any:
         shared.append(len(sequences))
+        time.sleep(0.01)  # as slow as a real model: else one may be done before the next begins
         return step(sequences, tokens)
 
     monkeypatch.setattr(model.backend, "step", spy)
