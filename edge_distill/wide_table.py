@@ -21,14 +21,17 @@ def print_wide(
     names: int = 1,
     to_the_left: Collection[str] = (),
 ) -> None:
-    """Print one table, or several that each begin with the first `names` columns; only headers are wrapped.
+    """Print one table, or several that each begin with the first `names` columns; only headers are wrapped,
+    where it takes that.
 
     Columns stand to the right, but for names and those whose header is in `to_the_left`.
     """
     from rich.table import Table
 
     columns = list(zip(header, *rows, strict=True))
-    widths = [max(map(len, (*title.split(), *cells)), default=1) for title, *cells in columns]
+    widths = [max(1, *map(len, column)) for column in columns]
+    if len(_blocks(widths, console.width, names)) > 1:  # then headers are wrapped between their words
+        widths = [max(1, *map(len, (*title.split(), *cells))) for title, *cells in columns]
     for number, block in enumerate(_blocks(widths, console.width, names)):
         table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
         for index in block:

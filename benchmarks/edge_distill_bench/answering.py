@@ -94,12 +94,15 @@ def answer_items(
     }
     budget = asked.get("thinking_budget")
     done = _finished(rows, keys, samples)
-    for name, same in (known or {}).items():
-        if name in done:
-            continue
-        done[name] = [replace(row, key=keys[name], budget=budget) for row in same]
+
+    def keep(name: str, found: list[Row]) -> None:
         if rows is not None:
-            append_lines(rows, map(asdict, done[name]))
+            append_lines(rows, map(asdict, found))
+        done[name] = found
+
+    for name, same in (known or {}).items():
+        if name not in done:
+            keep(name, [replace(row, key=keys[name], budget=budget) for row in same])
     missing = [problem for problem in problems if problem.id not in done]
     for problem in missing:
         model.prepare(prompts[problem.id], samples, asked)
@@ -121,10 +124,7 @@ def answer_items(
         futures = {threads.submit(ask, problem): problem for problem in missing}
         try:
             for future in as_completed(futures):
-                result = future.result()
-                if rows is not None:
-                    append_lines(rows, map(asdict, result))
-                done[futures[future].id] = result
+                keep(futures[future].id, future.result())
                 told(len(done))
         finally:  # nothing is asked any more, and what runs ends within one token
             _stop(futures, cancel)

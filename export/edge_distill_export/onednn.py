@@ -17,9 +17,9 @@ def multiply_by_onednn() -> bool:
     """
     import torch
 
-    before = torch.get_float32_matmul_precision()
     if torch.cuda.is_available() or not torch.backends.mkldnn.is_available():
         return False
+    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     if not _is_exact():
         torch.set_float32_matmul_precision(before)
