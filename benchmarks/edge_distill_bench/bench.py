@@ -56,7 +56,6 @@ from edge_distill_runtime.progress import lines
 __all__ = ["bench", "main", "tell"]
 
 _NOISY = 0.05  # deviation of the fixed computation
-_BUSY = 0.5  # load average
 
 
 def bench(
@@ -153,7 +152,7 @@ def tell(results: BenchResults, show: Callable[[str], object]) -> None:
     """Below the table: what was wrong with the machine, what is missing, and the gate's lines."""
     noise = results.noise.deviation
     show(f"The machine's noise: {noise:.1%} ({results.noise.what}, {len(results.noise.seconds)} times)")
-    if noise > _NOISY or results.machine.load > _BUSY:
+    if noise > _NOISY or results.machine.is_busy:
         show(
             f"The machine was busy (noise {noise:.0%}, load before the start {results.machine.load:.1f}): "
             "do not trust these times"

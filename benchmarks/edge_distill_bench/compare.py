@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Compared", "Line", "compare", "main"]
 
 _LIMIT = re.compile(r"([a-z]\w*):([+-])(\d+(?:\.\d+)?)%")
-_BUSY = 0.5
 _TITLES = ("model", "metric", "before", "after", "change", "from")
 _FAIL_IF = "A limit such as decode:-5%, ttft:+10%, accuracy:-1% (points) or kl:+10%; may be repeated"
 
@@ -197,7 +196,7 @@ def _warnings(before: BenchResults, after: BenchResults) -> list[str]:
         if versions[0] != versions[1]:
             found.append(f"other versions: {name} {versions[0]} and {versions[1]}")
     for results, which in ((before, "first"), (after, "second")):
-        if results.machine.load > _BUSY:
+        if results.machine.is_busy:
             found.append(f"the machine was busy in the {which} run: load {results.machine.load:.1f}")
     return found
 

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from edge_distill_bench.results import Machine
+from edge_distill_bench.results import BUSY, Machine
 from edge_distill_runtime import EdgeDistillError, InputError, Model
 from edge_distill_runtime.engines.machine import memory_limit, usable_cpus
 
@@ -34,7 +34,6 @@ __all__ = [
 T = TypeVar("T")
 
 _PACKAGES = ("edge-distill-runtime", "llama-cpp-python", "numpy", "onnxruntime", "onnxruntime-genai")
-_BUSY = 0.5  # load average of the last minute
 
 
 class Result(Protocol):
@@ -129,7 +128,7 @@ def report(
         for result in results:
             show(result)
             print()
-        if load_average > _BUSY:
+        if load_average > BUSY:
             print(f"the machine was busy (load {load_average:.1f}): do not trust these numbers")
     print(json.dumps(document(name, results, load_average, options.threads)))
     return 0

@@ -21,6 +21,7 @@ from edge_distill_runtime.bundles.typed_json import typed
 from edge_distill_runtime.errors import EdgeDistillError, InputError, ResourceError
 
 __all__ = [
+    "BUSY",
     "RESULTS_NAME",
     "SCHEMA_VERSION",
     "AccuracyCell",
@@ -56,6 +57,10 @@ Role = Literal["teacher", "student", "artifact"]
 """The student is the checkpoint in fp32 that the artifacts were made from."""
 
 
+BUSY = 0.5
+"""A load average of one minute above which times are not to be trusted."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where it was measured."""
@@ -68,7 +73,12 @@ class Machine:
     system: str
     versions: dict[str, str]
     load: float
-    """Load average of the minute before the start; above 0.5 something else was running."""
+    """Load average of the minute before the start."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something else was running."""
+        return self.load > BUSY
 
 
 @dataclass(frozen=True)

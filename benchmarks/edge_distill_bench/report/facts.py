@@ -11,8 +11,6 @@ from edge_distill_bench.results import BenchResults
 
 __all__ = ["facts_of", "tiles_of", "when_of"]
 
-_BUSY = 0.5
-
 
 def tiles_of(results: BenchResults, entries: Sequence[Entry]) -> list[tuple[str, str]]:
     """Value and what it is: of the artifacts, the best in accuracy, size, speed and time to answer."""
@@ -62,7 +60,7 @@ def facts_of(results: BenchResults) -> list[tuple[str, str]]:
     machine, settings = results.machine, results.settings
     memory = f"{machine.memory / 1e9:.1f} GB" if machine.memory else "unknown"
     load = f"{machine.load:.2f} in the minute before the start"
-    if machine.load > _BUSY:
+    if machine.is_busy:
         load += ": the machine was busy, do not trust the timings"
     energy = next((one.energy.reason for one in results.artifacts if one.energy), "")
     facts = [
